@@ -1,0 +1,47 @@
+//! A packed batch: what one training step reads, as plain host arrays.
+
+/// Label of a row that takes part in the forward pass of a head but not in its loss (PyTorch's
+/// `ignore_index`). Its logits are computed.
+pub const IGNORED_LABEL: i32 = -100;
+
+/// Label of a row that has nothing to do with a task: the head computes nothing for it.
+pub const ABSENT_LABEL: i32 = -1;
+
+/// T tokens of B sequences, packed one after the other without padding.
+///
+/// Sequence `b` owns the tokens `cu_seqlens[b]..cu_seqlens[b + 1]`; no sequence is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Token ids, `[T]`, each in `0..vocab_size`.
+    pub input_ids: Vec<i32>,
+    /// Segment ids, `[T]`, each in `0..type_vocab_size` (all 0 where a model has no such table).
+    pub token_type_ids: Vec<i32>,
+    /// Rows of the position table, `[T]`; RoBERTa's start at `pad_token_id + 1`.
+    pub position_ids: Vec<i32>,
+    /// Ends of the sequences, `[B + 1]`, beginning with 0 and ending with T.
+    pub cu_seqlens: Vec<i32>,
+    /// For each task in the model's order: `[B]` classes, [`IGNORED_LABEL`] or [`ABSENT_LABEL`].
+    pub labels: Vec<Vec<i32>>,
+}
+
+impl Batch {
+    /// T, the number of tokens.
+    pub fn n_tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// B, the number of sequences.
+    pub fn n_sequences(&self) -> usize {
+        self.cu_seqlens.len().saturating_sub(1)
+    }
+
+    /// Lengths of the sequences, in order.
+    pub fn lengths(&self) -> impl Iterator<Item = usize> + '_ {
+        self.cu_seqlens.windows(2).map(|ends| (ends[1] - ends[0]) as usize)
+    }
+
+    /// The longest sequence, 0 for an empty batch.
+    pub fn max_length(&self) -> usize {
+        self.lengths().max().unwrap_or(0)
+    }
+}
