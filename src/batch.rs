@@ -45,3 +45,32 @@ impl Batch {
         self.lengths().max().unwrap_or(0)
     }
 }
+
+/// How a family numbers the rows of its position table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PositionScheme {
+    /// BERT, DistilBERT: 0, 1, 2, ...
+    FromZero,
+    /// RoBERTa and its kin: the n-th token that is not padding sits at `pad_id + n`, and a padding
+    /// token at `pad_id` (transformers' `create_position_ids_from_input_ids`).
+    AfterPadding { pad_id: i32 },
+}
+
+impl PositionScheme {
+    /// Appends the positions of one sequence to `positions`.
+    pub fn extend(self, input_ids: &[i32], positions: &mut Vec<i32>) {
+        match self {
+            PositionScheme::FromZero => positions.extend(0..input_ids.len() as i32),
+            PositionScheme::AfterPadding { pad_id } => {
+                let mut next = pad_id;
+                positions.extend(input_ids.iter().map(|&id| {
+                    if id == pad_id {
+                        return pad_id;
+                    }
+                    next += 1;
+                    next
+                }));
+            }
+        }
+    }
+}
