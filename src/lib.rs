@@ -1,7 +1,14 @@
 //! frostline trains BERT-family encoders with part of the network frozen, and measures what the
 //! freeze really saves.
+#![deny(unsafe_code)]
 
 pub mod batch;
 pub mod error;
+mod files;
+pub mod freeze;
+mod mmap;
+pub mod model;
+pub mod philox;
+pub mod tensor;
 
 pub use error::{Error, Result};

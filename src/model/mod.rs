@@ -1,0 +1,15 @@
+//! Encoders of the BERT family: what config.json says ([`config`]), which tensors that makes and how
+//! they are called ([`params`]), and their bytes in a model folder ([`weights`], [`folder`]).
+//!
+//! Knows nothing of freezing, plans or devices.
+
+pub mod config;
+pub mod folder;
+mod names;
+pub mod params;
+pub mod weights;
+
+pub use config::{Config, Family};
+pub use folder::{ModelFolder, Source};
+pub use params::{Group, Head, Linear, Network, Norm, Param, ParamId, Pooling};
+pub use weights::WeightFile;
