@@ -2,11 +2,13 @@
 //! freeze really saves.
 #![deny(unsafe_code)]
 
+pub mod backend;
 pub mod batch;
 pub mod error;
 mod files;
 pub mod freeze;
 mod mmap;
+pub mod plan;
 pub mod model;
 pub mod philox;
 pub mod tensor;

@@ -1,0 +1,95 @@
+//! Runs a plan over host memory. Which arithmetic is done is the business of an [`Ops`] table.
+
+mod dispatch;
+mod frame;
+pub mod ops;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use self::frame::Memory;
+pub use self::ops::{Element, Ops};
+use super::{Backend, Bound, StepState, StepTimes, Timing};
+use crate::Result;
+use crate::batch::Batch;
+use crate::model::ParamId;
+use crate::plan::{BufId, Layout, Op, Plan};
+
+/// What [`HostBackend::run`] needs of an op at every step, worked out once.
+struct Operands {
+    reads: Vec<BufId>,
+    writes: Vec<BufId>,
+}
+
+/// A backend in this process's memory.
+pub struct HostBackend<O: Ops> {
+    ops: O,
+    memory: Memory<O::Element>,
+    operands: Vec<Arc<Vec<Operands>>>,
+    /// Batch of the last run, whose live counts say how much of a buffer means anything.
+    live: (usize, usize),
+}
+
+impl<O: Ops> HostBackend<O> {
+    /// A backend without parameters.
+    pub fn new(ops: O) -> Self {
+        Self { ops, memory: Memory::default(), operands: Vec::new(), live: (0, 0) }
+    }
+}
+
+impl<O: Ops> Backend for HostBackend<O> {
+    fn name(&self) -> &'static str {
+        self.ops.name()
+    }
+
+    fn bind(&mut self, plan: Arc<Plan>, layout: Arc<Layout>) -> Result<Bound> {
+        self.memory.make_room(&plan, &layout);
+        let operands = plan.ops.iter().map(|op| match op {
+            // The optimizer's ops go over the parameters' own storage.
+            Op::AdamwStep { .. } | Op::GradNorm { .. } => {
+                Operands { reads: Vec::new(), writes: op.writes() }
+            }
+            _ => Operands { reads: op.reads(), writes: op.writes() },
+        });
+        self.operands.push(Arc::new(operands.collect()));
+        Ok(Bound { plan, layout, index: self.operands.len() - 1 })
+    }
+
+    fn write_value(&mut self, param: ParamId, values: Vec<f32>) {
+        self.memory.set_value(param, values);
+    }
+
+    fn read_value(&self, param: ParamId) -> Vec<f32> {
+        self.memory.value(param)
+    }
+
+    fn run(
+        &mut self,
+        bound: &Bound,
+        batch: &Batch,
+        state: &StepState,
+        timing: Timing,
+    ) -> Result<StepTimes> {
+        assert!(bound.plan.capacity.serves(batch), "the batch is larger than the plan's capacity");
+        self.live = (batch.n_tokens(), batch.n_sequences());
+        let operands = self.operands[bound.index].clone();
+        let mut times = StepTimes::default();
+        let mut last = Instant::now();
+        for (op, operands) in bound.plan.ops.iter().zip(operands.iter()) {
+            self.run_op(bound, op, operands, batch, state);
+            if timing != Timing::Off {
+                let now = Instant::now();
+                times.phases[op.phase() as usize] += now - last;
+                if timing == Timing::Ops {
+                    times.ops.push(now - last);
+                }
+                last = now;
+            }
+        }
+        Ok(times)
+    }
+
+    fn read(&self, bound: &Bound, buf: BufId) -> Vec<f32> {
+        self.memory.read(&bound.plan, &bound.layout, buf, self.live)
+    }
+}

@@ -1,0 +1,101 @@
+//! Backends run plans. They know buffers and ops; no model, mask, file or scenario.
+//!
+//! [`host`] walks a plan over host memory and leaves the arithmetic to a table of functions:
+//! [`reference`] (plain loops in f64, the meaning of each op) or [`cpu`] (f32, fast).
+
+pub mod cpu;
+pub mod dropout;
+pub mod host;
+pub mod reference;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::Result;
+use crate::batch::Batch;
+use crate::model::ParamId;
+use crate::plan::{BufId, Layout, Plan};
+
+/// What changes from step to step without changing the plan.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepState {
+    /// Number of this optimizer step, from 1 (AdamW's bias correction).
+    pub step: u64,
+    pub learning_rate: f32,
+    pub head_learning_rate: f32,
+    pub weight_decay: f32,
+    /// Key of the dropout masks.
+    pub seed: u64,
+}
+
+/// AdamW's constants, the defaults of `torch.optim.AdamW`.
+pub mod adamw {
+    pub const BETA1: f64 = 0.9;
+    pub const BETA2: f64 = 0.999;
+    pub const EPS: f64 = 1e-8;
+}
+
+/// What a run should time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timing {
+    Off,
+    /// Forward, backward and optimizer.
+    Phases,
+    /// Every op.
+    Ops,
+}
+
+/// Times of one run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepTimes {
+    /// Forward, backward, optimizer; zero where timing is off.
+    pub phases: [Duration; 3],
+    /// By op of the plan, empty unless [`Timing::Ops`].
+    pub ops: Vec<Duration>,
+}
+
+/// A plan that a backend has made room for.
+#[derive(Clone)]
+pub struct Bound {
+    pub plan: Arc<Plan>,
+    pub layout: Arc<Layout>,
+    /// The backend's own number for it.
+    pub(crate) index: usize,
+}
+
+/// Memory and arithmetic of one device.
+///
+/// Parameters, gradients and moments belong to the backend and are shared by all plans that it has
+/// bound, so that a schedule may change plans between steps; the arena serves one step at a time.
+pub trait Backend {
+    /// `cpu`, ...
+    fn name(&self) -> &'static str;
+
+    /// Makes room for a plan: moments that it needs and that do not exist start at zero.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    fn bind(&mut self, plan: Arc<Plan>, layout: Arc<Layout>) -> Result<Bound>;
+
+    /// Sets a parameter.
+    fn write_value(&mut self, param: ParamId, values: Vec<f32>);
+
+    /// The parameter as it is now.
+    fn read_value(&self, param: ParamId) -> Vec<f32>;
+
+    /// Runs one step of a bound plan on a batch that its capacity serves.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn run(
+        &mut self,
+        bound: &Bound,
+        batch: &Batch,
+        state: &StepState,
+        timing: Timing,
+    ) -> Result<StepTimes>;
+
+    /// The live elements of a buffer after a run of this plan: a result, a gradient, or an activation
+    /// that nothing has overwritten.
+    fn read(&self, bound: &Bound, buf: BufId) -> Vec<f32>;
+}

@@ -1,0 +1,199 @@
+//! A training step as a value: ops over numbered buffers, each written once.
+//!
+//! [`step`] writes the step in which everything trains; [`prune`] deletes what a freeze makes
+//! useless; [`fuse`] joins neighbours; [`cost`] counts FLOPs and bytes; [`layout`] gives every buffer
+//! its place; [`print`] shows it all; [`verify`] checks that it is sound.
+//!
+//! A plan does no I/O and knows no device.
+
+pub mod cost;
+pub mod fuse;
+pub mod layout;
+pub mod op;
+pub mod print;
+pub mod prune;
+pub mod step;
+pub mod verify;
+
+use crate::batch::Batch;
+use crate::model::ParamId;
+use crate::tensor::DType;
+
+pub use cost::{Cost, Counts};
+pub use layout::Layout;
+pub use op::{Op, Phase};
+pub use prune::prune;
+pub use step::{StepOptions, training_step};
+
+/// Index into [`Plan::buffers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BufId(pub usize);
+
+/// The most that a batch may hold: what buffers are sized for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct Capacity {
+    pub tokens: usize,
+    pub sequences: usize,
+    /// Tokens of the longest sequence.
+    pub max_length: usize,
+}
+
+impl Capacity {
+    /// The least capacity that serves all of `batches`.
+    pub fn of<'a>(batches: impl IntoIterator<Item = &'a Batch>) -> Self {
+        let mut capacity = Capacity { tokens: 0, sequences: 0, max_length: 0 };
+        for batch in batches {
+            capacity.tokens = capacity.tokens.max(batch.n_tokens());
+            capacity.sequences = capacity.sequences.max(batch.n_sequences());
+            capacity.max_length = capacity.max_length.max(batch.max_length());
+        }
+        capacity
+    }
+
+    /// Whether `batch` fits.
+    pub fn serves(&self, batch: &Batch) -> bool {
+        batch.n_tokens() <= self.tokens
+            && batch.n_sequences() <= self.sequences
+            && batch.max_length() <= self.max_length
+    }
+}
+
+/// What the rows of a buffer stand for; a batch decides how many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// One row a token: T.
+    Tokens,
+    /// One row a sequence: B.
+    Sequences,
+    /// B + 1: the ends of the sequences.
+    SequenceEnds,
+    Fixed(usize),
+}
+
+impl Rows {
+    /// The number of rows for `tokens` tokens of `sequences` sequences.
+    pub fn count(self, tokens: usize, sequences: usize) -> usize {
+        match self {
+            Rows::Tokens => tokens,
+            Rows::Sequences => sequences,
+            Rows::SequenceEnds => sequences + 1,
+            Rows::Fixed(n) => n,
+        }
+    }
+}
+
+/// What a batch brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    InputIds,
+    PositionIds,
+    TokenTypeIds,
+    CuSeqlens,
+    /// Labels of a task, by its index.
+    Labels(usize),
+}
+
+/// What a buffer is for, and so where it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Part of the batch.
+    Input(Input),
+    /// A parameter as the kernels read it (the compute type).
+    Value(ParamId),
+    /// The f32 master of a trained matrix whose compute type is narrower.
+    Master(ParamId),
+    /// The loss's gradient with respect to a parameter.
+    Gradient(ParamId),
+    /// AdamW's first moment.
+    Moment1(ParamId),
+    /// AdamW's second moment.
+    Moment2(ParamId),
+    /// Made and used within a step.
+    Transient,
+    /// Made within a step and read after it: losses, logits, the gradient norm.
+    Result,
+}
+
+/// A typed matrix that ops read and write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Buffer {
+    /// `l3.ffn.pre`; gradients are `d.` and the name, parameters their file's names.
+    pub name: String,
+    pub rows: Rows,
+    pub cols: usize,
+    pub dtype: DType,
+    pub role: Role,
+}
+
+impl Buffer {
+    /// Elements for `tokens` tokens of `sequences` sequences.
+    pub fn n_elements(&self, tokens: usize, sequences: usize) -> usize {
+        self.rows.count(tokens, sequences) * self.cols
+    }
+}
+
+/// What a task leaves behind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskOutputs {
+    pub task: String,
+    /// `[B, C]`.
+    pub logits: BufId,
+    /// `[1]`, the mean cross-entropy over the labelled rows.
+    pub loss: BufId,
+}
+
+/// A step: ops in the order in which they run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    pub buffers: Vec<Buffer>,
+    pub ops: Vec<Op>,
+    pub capacity: Capacity,
+    pub tasks: Vec<TaskOutputs>,
+    /// The encoder's last hidden state, `[T, D]`.
+    pub last_hidden: BufId,
+}
+
+impl Plan {
+    /// The buffer with this id.
+    pub fn buffer(&self, id: BufId) -> &Buffer {
+        &self.buffers[id.0]
+    }
+
+    /// The parameters that this step changes, in the optimizer's order.
+    pub fn trained(&self) -> Vec<ParamId> {
+        let mut ids = Vec::new();
+        for op in &self.ops {
+            if let Op::AdamwStep { items, .. } = op {
+                ids.extend(items.iter().filter_map(|item| match self.buffer(item.value).role {
+                    Role::Value(id) => Some(id),
+                    _ => None,
+                }));
+            }
+        }
+        ids
+    }
+
+    /// The buffer of a parameter's gradient, if this step makes it.
+    pub fn gradient(&self, param: ParamId) -> Option<BufId> {
+        let role = Role::Gradient(param);
+        let id = BufId(self.buffers.iter().position(|buffer| buffer.role == role)?);
+        self.ops.iter().any(|op| op.writes().contains(&id)).then_some(id)
+    }
+
+    /// The gradient norm and the clipping factor, `[2]`, where the step clips.
+    pub fn grad_norm(&self) -> Option<BufId> {
+        self.ops.iter().find_map(|op| match op {
+            Op::GradNorm { out, .. } => Some(*out),
+            _ => None,
+        })
+    }
+
+    /// Number of values that this step changes.
+    pub fn n_trained_values(&self) -> usize {
+        let values = self.ops.iter().filter_map(|op| match op {
+            Op::AdamwStep { items, .. } => Some(items.iter().map(|item| item.value)),
+            _ => None,
+        });
+        values.flatten().map(|id| self.buffer(id).n_elements(0, 0)).sum()
+    }
+}

@@ -1,0 +1,547 @@
+//! The ops. Each variant names its operands; [`Op::visit`] is the one place that says which of them
+//! are read, written, or left out.
+//!
+//! One op, one name: the variant, the reference function, the CPU function, the kernel symbol and the
+//! report row are all called as [`Op::name`] says.
+
+use super::BufId;
+use crate::model::{Group, Pooling};
+
+/// The part of a step that an op belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    Forward,
+    Backward,
+    Optimizer,
+}
+
+impl Phase {
+    /// All phases in order.
+    pub const ALL: [Phase; 3] = [Phase::Forward, Phase::Backward, Phase::Optimizer];
+
+    /// The word that reports use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Forward => "forward",
+            Phase::Backward => "backward",
+            Phase::Optimizer => "optimizer",
+        }
+    }
+}
+
+/// One place in the network where dropout acts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Probability of dropping an element.
+    pub p: f32,
+    /// Separates the random streams of the sites of one network.
+    pub site: u32,
+    /// The part of the network whose dropout it is; prune switches it off below the frost line.
+    pub group: Group,
+}
+
+/// One product of a [`Op::GemmFwd`]: `out = x · weightᵀ + bias`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GemmFwdPart {
+    pub weight: BufId,
+    pub bias: BufId,
+    pub out: BufId,
+}
+
+/// One product of a [`Op::GemmDgrad`]: `dout · weight`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GemmDgradPart {
+    pub dout: BufId,
+    pub weight: BufId,
+}
+
+/// One product of a [`Op::GemmWgrad`]: `dweight = doutᵀ · x`, and perhaps `dbias`, the column sums.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GemmWgradPart {
+    pub dout: BufId,
+    pub dweight: BufId,
+    pub dbias: Option<BufId>,
+}
+
+/// One head of a [`Op::HeadDgrad`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadDgradPart {
+    pub dlogits: BufId,
+    pub weight: BufId,
+    pub labels: BufId,
+    /// Index of the task.
+    pub task: usize,
+}
+
+/// One tensor of an [`Op::AdamwStep`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamwItem {
+    pub value: BufId,
+    pub master: Option<BufId>,
+    pub grad: BufId,
+    pub moment1: BufId,
+    pub moment2: BufId,
+    /// Whether weight decay applies.
+    pub decays: bool,
+    /// Whether the head's learning rate applies.
+    pub is_head: bool,
+}
+
+/// The tables that [`Op::EmbedFwd`] sums.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EmbedTables {
+    pub input_ids: BufId,
+    pub word: BufId,
+    pub position_ids: BufId,
+    pub position: BufId,
+    /// Ids and table, None where the family has no token types.
+    pub token_type: Option<(BufId, BufId)>,
+}
+
+/// One operation. Shapes follow the letters of the crate's documentation; every matrix is row-major.
+///
+/// A field of type `Option<BufId>` among the outputs is one that pruning may drop.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// `out[t] = word[id] + position[p] + token_type[y]`, `[T, D]`.
+    EmbedFwd { tables: EmbedTables, out: BufId },
+    /// `out = LayerNorm(dropout(x) + residual)`, `[T, D]`; saves `xhat` `[T, D]` and `rstd` `[T]`.
+    LayernormFwd {
+        x: BufId,
+        residual: Option<BufId>,
+        dropout: Option<Dropout>,
+        gamma: BufId,
+        beta: BufId,
+        eps: f32,
+        out: BufId,
+        xhat: Option<BufId>,
+        rstd: Option<BufId>,
+    },
+    /// [`Op::EmbedFwd`] and [`Op::LayernormFwd`] in one pass.
+    EmbedLayernormFwd {
+        tables: EmbedTables,
+        gamma: BufId,
+        beta: BufId,
+        eps: f32,
+        out: BufId,
+        xhat: Option<BufId>,
+        rstd: Option<BufId>,
+    },
+    /// `out = x` with dropped elements 0 and the others scaled by `1 / (1 - p)`.
+    DropoutFwd { x: BufId, dropout: Dropout, out: BufId },
+    /// For each part `out = x · weightᵀ + bias`: `x` `[M, K]`, weight `[N, K]`, out `[M, N]`.
+    GemmFwd { x: BufId, parts: Vec<GemmFwdPart> },
+    /// `out = gelu(x)` with `gelu(x) = x Φ(x)` (Hendrycks and Gimpel, 2016), exact.
+    GeluFwd { x: BufId, out: BufId },
+    /// [`Op::GemmFwd`] and [`Op::GeluFwd`]; `pre`, GELU's input, is kept where its gradient needs it.
+    GemmGeluFwd { x: BufId, weight: BufId, bias: BufId, pre: Option<BufId>, out: BufId },
+    /// `out = tanh(x)`.
+    TanhFwd { x: BufId, out: BufId },
+    /// Per sequence and head `out = dropout(softmax(q·kᵀ / √Dh)) · v`, `[T, D]`; saves `lse` `[T, H]`,
+    /// the logarithm of each row's sum of exponentials.
+    AttentionFwd {
+        q: BufId,
+        k: BufId,
+        v: BufId,
+        cu_seqlens: BufId,
+        n_heads: usize,
+        dropout: Option<Dropout>,
+        out: BufId,
+        lse: Option<BufId>,
+    },
+    /// One vector per sequence, `[B, D]`: the mean over its tokens, or its first token.
+    PoolFwd { x: BufId, cu_seqlens: BufId, pooling: Pooling, out: BufId },
+    /// `logits = x · weightᵀ + bias`, `[B, C]`, for the rows that take part in task `task`.
+    HeadFwd { x: BufId, weight: BufId, bias: BufId, labels: BufId, task: usize, logits: BufId },
+    /// The mean cross-entropy over the labelled rows, `[1]` (0 if there is none), and its gradient.
+    XentFwd { logits: BufId, labels: BufId, task: usize, loss: BufId, dlogits: Option<BufId> },
+
+    /// `dx = Σ dlogits · weight` over the heads, `[B, D]`.
+    HeadDgrad { parts: Vec<HeadDgradPart>, dx: BufId },
+    /// `dweight = dlogitsᵀ · x`, `dbias` the column sums of `dlogits`, over the labelled rows.
+    HeadWgrad {
+        x: BufId,
+        dlogits: BufId,
+        labels: BufId,
+        task: usize,
+        dweight: Option<BufId>,
+        dbias: Option<BufId>,
+    },
+    /// `dx[t]`, `[T, D]`, of [`Op::PoolFwd`].
+    PoolBwd { dout: BufId, cu_seqlens: BufId, pooling: Pooling, dx: BufId },
+    /// `dx = dout (1 - out²)`.
+    TanhBwd { out: BufId, dout: BufId, dx: BufId },
+    /// `dx`: the sum of the `dout` through the mask of [`Op::DropoutFwd`], drawn again.
+    DropoutBwd { dout: Vec<BufId>, dropout: Dropout, dx: BufId },
+    /// `dx = dout (Φ(x) + x φ(x))`.
+    GeluBwd { x: BufId, dout: BufId, dx: BufId },
+    /// `dx = Σ dout · weight` over the parts, `[M, K]`.
+    GemmDgrad { parts: Vec<GemmDgradPart>, dx: BufId },
+    /// [`Op::GemmDgrad`] of one part and [`Op::GeluBwd`].
+    GemmGeluDgrad { dout: BufId, weight: BufId, pre: BufId, dx: BufId },
+    /// For each part `dweight = doutᵀ · x`, `[N, K]`.
+    GemmWgrad { x: BufId, parts: Vec<GemmWgradPart> },
+    /// `dbias`, `[N]`: the column sums of `dout`.
+    BiasGrad { dout: BufId, dbias: BufId },
+    /// The gradient at LayerNorm's sum, from the sum of the `dout`: `dresidual`, and `dx`, the same
+    /// through the dropout mask. Without dropout both are one buffer, `dx`.
+    LayernormBwdDx {
+        dout: Vec<BufId>,
+        xhat: BufId,
+        rstd: BufId,
+        gamma: BufId,
+        dropout: Option<Dropout>,
+        dx: Option<BufId>,
+        dresidual: Option<BufId>,
+    },
+    /// `dgamma = Σ dout · xhat`, `dbeta = Σ dout` over the rows.
+    LayernormBwdParams {
+        dout: Vec<BufId>,
+        xhat: BufId,
+        dgamma: Option<BufId>,
+        dbeta: Option<BufId>,
+    },
+    /// [`Op::LayernormBwdDx`] and [`Op::LayernormBwdParams`] in one pass.
+    LayernormBwd {
+        dout: Vec<BufId>,
+        xhat: BufId,
+        rstd: BufId,
+        gamma: BufId,
+        dropout: Option<Dropout>,
+        dx: Option<BufId>,
+        dresidual: Option<BufId>,
+        dgamma: Option<BufId>,
+        dbeta: Option<BufId>,
+    },
+    /// The gradients of [`Op::AttentionFwd`], probabilities computed again from `lse`. The one op with
+    /// several gradient targets, which share most of their work.
+    AttentionBwd {
+        dout: BufId,
+        out: BufId,
+        lse: BufId,
+        q: BufId,
+        k: BufId,
+        v: BufId,
+        cu_seqlens: BufId,
+        n_heads: usize,
+        dropout: Option<Dropout>,
+        dq: Option<BufId>,
+        dk: Option<BufId>,
+        dv: Option<BufId>,
+    },
+    /// `dtable[id] = Σ dx[t]` over the tokens with that id, all other rows 0; `padding_row` stays 0.
+    EmbedWgrad { dx: BufId, ids: BufId, padding_row: Option<usize>, dtable: BufId },
+
+    /// `out = [norm, factor]`: the global norm of `grads` and `min(1, max_norm / (norm + 1e-6))`.
+    GradNorm { grads: Vec<BufId>, max_norm: f32, out: BufId },
+    /// AdamW (Loshchilov and Hutter, 2019) as `torch.optim.AdamW`, gradients scaled by the clipping
+    /// factor where there is one. The one op that updates in place.
+    AdamwStep { items: Vec<AdamwItem>, clip: Option<BufId> },
+}
+
+/// How an op uses a buffer.
+pub enum Operand<'a> {
+    Read(&'a mut BufId),
+    Write(&'a mut BufId),
+    /// An output that may be dropped.
+    Optional(&'a mut Option<BufId>),
+    /// Read and written in place.
+    Update(&'a mut BufId),
+}
+
+impl Op {
+    /// The op's name, everywhere.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::EmbedFwd { .. } => "embed_fwd",
+            Op::LayernormFwd { .. } => "layernorm_fwd",
+            Op::EmbedLayernormFwd { .. } => "embed_layernorm_fwd",
+            Op::DropoutFwd { .. } => "dropout_fwd",
+            Op::GemmFwd { .. } => "gemm_fwd",
+            Op::GeluFwd { .. } => "gelu_fwd",
+            Op::GemmGeluFwd { .. } => "gemm_gelu_fwd",
+            Op::TanhFwd { .. } => "tanh_fwd",
+            Op::AttentionFwd { .. } => "attention_fwd",
+            Op::PoolFwd { .. } => "pool_fwd",
+            Op::HeadFwd { .. } => "head_fwd",
+            Op::XentFwd { .. } => "xent_fwd",
+            Op::HeadDgrad { .. } => "head_dgrad",
+            Op::HeadWgrad { .. } => "head_wgrad",
+            Op::PoolBwd { .. } => "pool_bwd",
+            Op::TanhBwd { .. } => "tanh_bwd",
+            Op::DropoutBwd { .. } => "dropout_bwd",
+            Op::GeluBwd { .. } => "gelu_bwd",
+            Op::GemmDgrad { .. } => "gemm_dgrad",
+            Op::GemmGeluDgrad { .. } => "gemm_gelu_dgrad",
+            Op::GemmWgrad { .. } => "gemm_wgrad",
+            Op::BiasGrad { .. } => "bias_grad",
+            Op::LayernormBwdDx { .. } => "layernorm_bwd_dx",
+            Op::LayernormBwdParams { .. } => "layernorm_bwd_params",
+            Op::LayernormBwd { .. } => "layernorm_bwd",
+            Op::AttentionBwd { .. } => "attention_bwd",
+            Op::EmbedWgrad { .. } => "embed_wgrad",
+            Op::GradNorm { .. } => "grad_norm",
+            Op::AdamwStep { .. } => "adamw_step",
+        }
+    }
+
+    /// The phase that the op counts towards.
+    pub fn phase(&self) -> Phase {
+        match self {
+            Op::EmbedFwd { .. }
+            | Op::LayernormFwd { .. }
+            | Op::EmbedLayernormFwd { .. }
+            | Op::DropoutFwd { .. }
+            | Op::GemmFwd { .. }
+            | Op::GeluFwd { .. }
+            | Op::GemmGeluFwd { .. }
+            | Op::TanhFwd { .. }
+            | Op::AttentionFwd { .. }
+            | Op::PoolFwd { .. }
+            | Op::HeadFwd { .. }
+            | Op::XentFwd { .. } => Phase::Forward,
+            Op::GradNorm { .. } | Op::AdamwStep { .. } => Phase::Optimizer,
+            _ => Phase::Backward,
+        }
+    }
+
+    /// Calls `f` with every operand in use, outputs first. Inputs that only a dropped output needed
+    /// are left out.
+    pub fn visit(&mut self, f: &mut impl FnMut(Operand)) {
+        use Operand::{Optional, Read, Update, Write};
+        match self {
+            Op::EmbedFwd { tables, out } => {
+                f(Write(out));
+                tables.visit(f);
+            }
+            Op::LayernormFwd { x, residual, gamma, beta, out, xhat, rstd, .. } => {
+                f(Write(out));
+                f(Optional(xhat));
+                f(Optional(rstd));
+                f(Read(x));
+                residual.iter_mut().for_each(|buf| f(Read(buf)));
+                f(Read(gamma));
+                f(Read(beta));
+            }
+            Op::EmbedLayernormFwd { tables, gamma, beta, out, xhat, rstd, .. } => {
+                f(Write(out));
+                f(Optional(xhat));
+                f(Optional(rstd));
+                tables.visit(f);
+                f(Read(gamma));
+                f(Read(beta));
+            }
+            Op::DropoutFwd { x, out, .. } | Op::GeluFwd { x, out } | Op::TanhFwd { x, out } => {
+                f(Write(out));
+                f(Read(x));
+            }
+            Op::GemmFwd { x, parts } => {
+                parts.iter_mut().for_each(|part| f(Write(&mut part.out)));
+                f(Read(x));
+                for part in parts {
+                    f(Read(&mut part.weight));
+                    f(Read(&mut part.bias));
+                }
+            }
+            Op::GemmGeluFwd { x, weight, bias, pre, out } => {
+                f(Write(out));
+                f(Optional(pre));
+                f(Read(x));
+                f(Read(weight));
+                f(Read(bias));
+            }
+            Op::AttentionFwd { q, k, v, cu_seqlens, out, lse, .. } => {
+                f(Write(out));
+                f(Optional(lse));
+                [q, k, v, cu_seqlens].into_iter().for_each(|buf| f(Read(buf)));
+            }
+            Op::PoolFwd { x, cu_seqlens, out, .. } => {
+                f(Write(out));
+                f(Read(x));
+                f(Read(cu_seqlens));
+            }
+            Op::HeadFwd { x, weight, bias, labels, logits, .. } => {
+                f(Write(logits));
+                [x, weight, bias, labels].into_iter().for_each(|buf| f(Read(buf)));
+            }
+            Op::XentFwd { logits, labels, loss, dlogits, .. } => {
+                f(Write(loss));
+                f(Optional(dlogits));
+                f(Read(logits));
+                f(Read(labels));
+            }
+            Op::HeadDgrad { parts, dx } => {
+                f(Write(dx));
+                for part in parts {
+                    [&mut part.dlogits, &mut part.weight, &mut part.labels].into_iter().for_each(|buf| f(Read(buf)));
+                }
+            }
+            Op::HeadWgrad { x, dlogits, labels, dweight, dbias, .. } => {
+                f(Optional(dweight));
+                f(Optional(dbias));
+                if dweight.is_some() {
+                    f(Read(x));
+                }
+                f(Read(dlogits));
+                f(Read(labels));
+            }
+            Op::PoolBwd { dout, cu_seqlens, dx, .. } => {
+                f(Write(dx));
+                f(Read(dout));
+                f(Read(cu_seqlens));
+            }
+            Op::TanhBwd { out, dout, dx } => {
+                f(Write(dx));
+                f(Read(dout));
+                f(Read(out));
+            }
+            Op::DropoutBwd { dout, dx, .. } => {
+                f(Write(dx));
+                dout.iter_mut().for_each(|buf| f(Read(buf)));
+            }
+            Op::GeluBwd { x, dout, dx } => {
+                f(Write(dx));
+                f(Read(dout));
+                f(Read(x));
+            }
+            Op::GemmDgrad { parts, dx } => {
+                f(Write(dx));
+                for part in parts {
+                    f(Read(&mut part.dout));
+                    f(Read(&mut part.weight));
+                }
+            }
+            Op::GemmGeluDgrad { dout, weight, pre, dx } => {
+                f(Write(dx));
+                [dout, weight, pre].into_iter().for_each(|buf| f(Read(buf)));
+            }
+            Op::GemmWgrad { x, parts } => {
+                for part in parts.iter_mut() {
+                    f(Write(&mut part.dweight));
+                    f(Optional(&mut part.dbias));
+                }
+                f(Read(x));
+                parts.iter_mut().for_each(|part| f(Read(&mut part.dout)));
+            }
+            Op::BiasGrad { dout, dbias } => {
+                f(Write(dbias));
+                f(Read(dout));
+            }
+            Op::LayernormBwdDx { dout, xhat, rstd, gamma, dx, dresidual, .. } => {
+                f(Optional(dx));
+                f(Optional(dresidual));
+                dout.iter_mut().for_each(|buf| f(Read(buf)));
+                [xhat, rstd, gamma].into_iter().for_each(|buf| f(Read(buf)));
+            }
+            Op::LayernormBwdParams { dout, xhat, dgamma, dbeta } => {
+                f(Optional(dgamma));
+                f(Optional(dbeta));
+                dout.iter_mut().for_each(|buf| f(Read(buf)));
+                if dgamma.is_some() {
+                    f(Read(xhat));
+                }
+            }
+            Op::LayernormBwd {
+                dout,
+                xhat,
+                rstd,
+                gamma,
+                dx,
+                dresidual,
+                dgamma,
+                dbeta,
+                ..
+            } => {
+                [dx, dresidual, dgamma, dbeta].into_iter().for_each(|buf| f(Optional(buf)));
+                dout.iter_mut().for_each(|buf| f(Read(buf)));
+                [xhat, rstd, gamma].into_iter().for_each(|buf| f(Read(buf)));
+            }
+            Op::AttentionBwd { dout, out, lse, q, k, v, cu_seqlens, dq, dk, dv, .. } => {
+                // dq and dk need the gradient of the probabilities, dv the probabilities alone.
+                let needs_scores = dq.is_some() || dk.is_some();
+                [dq, dk, dv].into_iter().for_each(|buf| f(Optional(buf)));
+                [dout, lse, q, k, cu_seqlens].into_iter().for_each(|buf| f(Read(buf)));
+                if needs_scores {
+                    f(Read(v));
+                    f(Read(out));
+                }
+            }
+            Op::EmbedWgrad { dx, ids, dtable, .. } => {
+                f(Write(dtable));
+                f(Read(dx));
+                f(Read(ids));
+            }
+            Op::GradNorm { grads, out, .. } => {
+                f(Write(out));
+                grads.iter_mut().for_each(|buf| f(Read(buf)));
+            }
+            Op::AdamwStep { items, clip } => {
+                for item in items {
+                    f(Update(&mut item.value));
+                    item.master.iter_mut().for_each(|buf| f(Update(buf)));
+                    f(Update(&mut item.moment1));
+                    f(Update(&mut item.moment2));
+                    f(Read(&mut item.grad));
+                }
+                clip.iter_mut().for_each(|buf| f(Read(buf)));
+            }
+        }
+    }
+
+    /// The buffers that the op reads (those that it updates are in [`Op::updates`]), in order.
+    pub fn reads(&self) -> Vec<BufId> {
+        self.collect(|operand| match operand {
+            Operand::Read(buf) => Some(*buf),
+            _ => None,
+        })
+    }
+
+    /// The buffers that the op writes and did not read.
+    pub fn writes(&self) -> Vec<BufId> {
+        self.collect(|operand| match operand {
+            Operand::Write(buf) => Some(*buf),
+            Operand::Optional(buf) => *buf,
+            _ => None,
+        })
+    }
+
+    /// The buffers that the op changes in place.
+    pub fn updates(&self) -> Vec<BufId> {
+        self.collect(|operand| match operand {
+            Operand::Update(buf) => Some(*buf),
+            _ => None,
+        })
+    }
+
+    fn collect(&self, mut pick: impl FnMut(Operand) -> Option<BufId>) -> Vec<BufId> {
+        let mut picked = Vec::new();
+        self.clone().visit(&mut |operand| picked.extend(pick(operand)));
+        picked
+    }
+
+    /// The op's dropout, where it has one that may be switched off.
+    pub fn dropout(&mut self) -> Option<&mut Option<Dropout>> {
+        match self {
+            Op::LayernormFwd { dropout, .. }
+            | Op::AttentionFwd { dropout, .. }
+            | Op::LayernormBwdDx { dropout, .. }
+            | Op::LayernormBwd { dropout, .. }
+            | Op::AttentionBwd { dropout, .. } => Some(dropout),
+            _ => None,
+        }
+    }
+}
+
+impl EmbedTables {
+    fn visit(&mut self, f: &mut impl FnMut(Operand)) {
+        for buf in [&mut self.input_ids, &mut self.word, &mut self.position_ids, &mut self.position]
+        {
+            f(Operand::Read(buf));
+        }
+        if let Some((ids, table)) = &mut self.token_type {
+            f(Operand::Read(ids));
+            f(Operand::Read(table));
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The plan as text: one aligned line an op, totals by phase, memory by kind; and the difference
+//! between two plans.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+
+use super::op::{Op, Operand, Phase};
+use super::{Cost, Counts, Layout, Plan, Rows};
+
+/// Operands of an op beyond this many are counted, not named.
+const MOST_NAMES: usize = 7;
+
+impl Plan {
+    /// The whole plan, costed at `counts`.
+    pub fn print(&self, layout: &Layout, counts: &Counts) -> String {
+        let rows: Vec<Row> = self.ops.iter().map(|op| self.row(op, counts)).collect();
+        let mut text = aligned(rows.iter().enumerate().map(|(at, row)| (at.to_string(), row)));
+        text.push('\n');
+        text.push_str(&self.totals(layout, counts));
+        text
+    }
+
+    /// What this plan lacks, has, and has less of, against `other` (usually a plan that freezes less).
+    pub fn print_diff(&self, other: &Plan, counts: &Counts) -> String {
+        let key = |plan: &Plan, op: &Op| match op.writes().first() {
+            Some(buf) => format!("{} {}", op.name(), plan.buffer(*buf).name),
+            None => op.name().to_owned(),
+        };
+        let own: HashMap<String, Row> =
+            self.ops.iter().map(|op| (key(self, op), self.row(op, counts))).collect();
+        let others: HashMap<String, ()> =
+            other.ops.iter().map(|op| (key(other, op), ())).collect();
+        let mut rows = Vec::new();
+        for op in &other.ops {
+            let row = other.row(op, counts);
+            match own.get(&key(other, op)) {
+                None => rows.push(("-", row)),
+                Some(left) if *left != row => rows.extend([("<", row), (">", left.clone())]),
+                Some(_) => {}
+            }
+        }
+        for op in &self.ops {
+            let key = key(self, op);
+            if !others.contains_key(&key) {
+                rows.push(("+", own[&key].clone()));
+            }
+        }
+        aligned(rows.iter().map(|(sign, row)| ((*sign).to_owned(), row)))
+    }
+
+    /// Totals by phase and memory by kind.
+    pub fn totals(&self, layout: &Layout, counts: &Counts) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, n_ops: usize, cost: Cost| {
+            let Cost { flops, bytes } = cost;
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                text,
+                "{name:<10} {n_ops:>5} ops {:>12} GFLOP {:>12} MB",
+                giga(flops),
+                mega(bytes)
+            );
+        };
+        for phase in Phase::ALL {
+            let n_ops = self.ops.iter().filter(|op| op.phase() == phase).count();
+            line(phase.name(), n_ops, self.phase_cost(phase, counts));
+        }
+        line("step", self.ops.len(), self.total_cost(counts));
+        let memory = layout.memory;
+        let _ = writeln!(
+            text,
+            "memory     weights {} + gradients {} + optimizer {} + activations {} + workspace {} \
+             = {} MB",
+            mega(memory.weights as u64),
+            mega(memory.gradients as u64),
+            mega(memory.optimizer as u64),
+            mega(memory.activations as u64),
+            mega(memory.workspace as u64),
+            mega(memory.total() as u64)
+        );
+        let _ = writeln!(text, "trained    {} values", self.n_trained_values());
+        text
+    }
+
+    fn row(&self, op: &Op, counts: &Counts) -> Row {
+        let (mut outs, mut ins) = (Vec::new(), Vec::new());
+        let name = |buf: &super::BufId| self.buffer(*buf).name.clone();
+        op.clone().visit(&mut |operand| match operand {
+            Operand::Write(buf) | Operand::Update(buf) => outs.push(name(buf)),
+            Operand::Optional(Some(buf)) => outs.push(name(buf)),
+            Operand::Optional(None) => outs.push("-".into()),
+            Operand::Read(buf) => ins.push(name(buf)),
+        });
+        Row {
+            op: op.name(),
+            operands: format!("{} <- {}", listed(&outs), listed(&ins)),
+            shape: self.shape(op, counts),
+            cost: self.cost(op, counts),
+        }
+    }
+
+    fn shape(&self, op: &Op, counts: &Counts) -> String {
+        let inner = |x: &super::BufId| format!(" k{}", self.buffer(*x).cols);
+        let (main, inner) = match op {
+            Op::AdamwStep { items, .. } => return format!("{} tensors", items.len()),
+            Op::GradNorm { grads, .. } => return format!("{} tensors", grads.len()),
+            Op::GemmFwd { x, parts } => (parts[0].out, inner(x)),
+            Op::GemmGeluFwd { x, out, .. } => (*out, inner(x)),
+            Op::GemmDgrad { parts, dx } => (*dx, inner(&parts[0].dout)),
+            Op::GemmGeluDgrad { dout, dx, .. } => (*dx, inner(dout)),
+            Op::GemmWgrad { x, parts } => {
+                (parts[0].dweight, format!(" k{}", self.n_rows(*x, counts)))
+            }
+            _ => match op.writes().first() {
+                Some(buf) => (*buf, String::new()),
+                None => return String::new(),
+            },
+        };
+        let n_parts = match op {
+            Op::GemmFwd { parts, .. } if parts.len() > 1 => format!("{}x", parts.len()),
+            Op::GemmDgrad { parts, .. } if parts.len() > 1 => format!("{}x", parts.len()),
+            Op::GemmWgrad { parts, .. } if parts.len() > 1 => format!("{}x", parts.len()),
+            _ => String::new(),
+        };
+        let buffer = self.buffer(main);
+        let rows = match buffer.rows {
+            Rows::Fixed(n) => n,
+            rows => rows.count(counts.tokens, counts.sequences),
+        };
+        format!("{n_parts}{rows}x{}{inner}", buffer.cols)
+    }
+
+    /// The plan as a JSON value: ops with their operands and costs.
+    pub fn to_json(&self, counts: &Counts) -> serde_json::Value {
+        let names = |bufs: Vec<super::BufId>| -> Vec<&str> {
+            bufs.into_iter().map(|buf| self.buffer(buf).name.as_str()).collect()
+        };
+        let ops = self.ops.iter().map(|op| {
+            let cost = self.cost(op, counts);
+            let outputs = names(op.writes().into_iter().chain(op.updates()).collect());
+            serde_json::json!({
+                "op": op.name(),
+                "phase": op.phase(),
+                "outputs": outputs,
+                "inputs": names(op.reads()),
+                "shape": self.shape(op, counts),
+                "flops": cost.flops,
+                "bytes": cost.bytes,
+            })
+        });
+        ops.collect()
+    }
+}
+
+/// One line of a printed plan.
+#[derive(Clone, Debug, PartialEq)]
+struct Row {
+    op: &'static str,
+    operands: String,
+    shape: String,
+    cost: Cost,
+}
+
+fn listed(names: &[String]) -> String {
+    match names.len() {
+        0 => "-".into(),
+        1..=MOST_NAMES => names.join(", "),
+        n => format!("{}, ... {} more", names[..MOST_NAMES - 1].join(", "), n - MOST_NAMES + 1),
+    }
+}
+
+fn aligned<'a>(rows: impl Iterator<Item = (String, &'a Row)> + Clone) -> String {
+    let width = |column: fn(&Row) -> &str, title: &str| {
+        rows.clone().map(|(_, row)| column(row).len()).max().unwrap_or(0).max(title.len())
+    };
+    let op = width(|row| row.op, "op");
+    let operands = width(|row| &row.operands, "out <- in");
+    let shape = width(|row| &row.shape, "shape");
+    let mut text = format!(
+        "{:>4}  {:<op$}  {:<operands$}  {:<shape$}  {:>10}  {:>10}\n",
+        "id", "op", "out <- in", "shape", "GFLOP", "MB"
+    );
+    for (id, row) in rows {
+        let _ = writeln!(
+            text,
+            "{id:>4}  {:<op$}  {:<operands$}  {:<shape$}  {:>10}  {:>10}",
+            row.op,
+            row.operands,
+            row.shape,
+            giga(row.cost.flops),
+            mega(row.cost.bytes)
+        );
+    }
+    text
+}
+
+/// In units of 10^9, with the digits that matter.
+fn giga(n: u64) -> String {
+    let value = n as f64 / 1e9;
+    if value != 0.0 && value < 0.01 { format!("{value:.1e}") } else { format!("{value:.2}") }
+}
+
+/// In units of 10^6.
+fn mega(n: u64) -> String {
+    let value = n as f64 / 1e6;
+    if value != 0.0 && value < 0.1 { format!("{value:.1e}") } else { format!("{value:.1}") }
+}
