@@ -2,6 +2,7 @@
 //! freeze really saves.
 
 pub mod batch;
+pub mod data;
 pub mod error;
 
 pub use error::{Error, Result};
