@@ -90,8 +90,8 @@ impl Dataset {
     /// # Errors
     /// [`Error::Usage`] for task names that are repeated or unknown, and a `holdout` that is no
     /// fraction. [`Error::Io`] and [`Error::Content`] for files, with line, column and value: see
-    /// [`Table::read`](super::Table::read), missing columns, unknown splits, tasks with no or only one class, labels
-    /// that the model does not know or that only evaluation rows have.
+    /// [`Table::read`](super::Table::read), missing columns, unknown splits, tasks with no or only
+    /// one class, labels that the model does not know or that only evaluation rows have.
     pub fn load(
         tasks: &[TaskSource],
         evals: &[TaskSource],
