@@ -43,7 +43,8 @@ impl<'a> LabelIndex<'a> {
         self.classes.get(label).copied()
     }
 
-    /// The labels and their origin for a message, cut short where a mistaken column would fill the screen.
+    /// The labels and their origin for a message, cut short where a mistaken column would fill the
+    /// screen.
     pub(super) fn listed(&self) -> String {
         const SHOWN: usize = 30;
         let more = self.labels.len().saturating_sub(SHOWN);

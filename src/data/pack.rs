@@ -19,8 +19,8 @@ pub enum BatchLimit {
 /// The order of an epoch, as indices of examples: each exactly once.
 ///
 /// `sources[i]` is the source of example `i`. The examples of a source are shuffled by seed and
-/// epoch, and the sources are interleaved in proportion to their sizes, so that every stretch of the
-/// order, and so every batch, has of each source what is its due, to within one example.
+/// epoch, and the sources are interleaved in proportion to their sizes, so that every stretch of
+/// the order, and so every batch, mixes the sources in that proportion, give or take an example.
 pub fn epoch_order(sources: &[usize], seed: u64, epoch: u64) -> Vec<usize> {
     let n_sources = sources.iter().max().map_or(0, |&last| last + 1);
     let mut by_source = vec![Vec::new(); n_sources];
@@ -92,7 +92,8 @@ impl Packer {
     /// Packs the examples `indices` into one batch, in that order.
     ///
     /// `label_of(example, task)` is the class, [`ABSENT_LABEL`](crate::batch::ABSENT_LABEL) or
-    /// [`IGNORED_LABEL`](crate::batch::IGNORED_LABEL): see [`Example::label`](super::Example::label).
+    /// [`IGNORED_LABEL`](crate::batch::IGNORED_LABEL); for labelled data
+    /// [`Example::label`](super::Example::label) has it.
     pub fn pack(
         &self,
         indices: &[usize],
@@ -333,7 +334,8 @@ mod tests {
                 for (&example, ends) in indices.iter().zip(batch.cu_seqlens.windows(2)) {
                     let tokens = ends[0] as usize..ends[1] as usize;
                     prop_assert_eq!(&batch.input_ids[tokens.clone()], encoded.sequence(example).0);
-                    prop_assert!(batch.position_ids[tokens].iter().copied().eq(0..ends[1] - ends[0]));
+                    let positions = batch.position_ids[tokens].iter().copied();
+                    prop_assert!(positions.eq(0..ends[1] - ends[0]));
                 }
                 for task in 0..2 {
                     let labels = indices.iter().map(|&i| (i + task) as i32);

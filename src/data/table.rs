@@ -189,7 +189,8 @@ pub(super) mod tests {
 
     #[test]
     fn json_values_are_strings_integers_or_null() {
-        let content = "{\"text\": \"a\\nb\", \"label\": 3, \"extra\": [1]}\n\n{\"label\": null, \"text\": \"c\"}\n";
+        let content = "{\"text\": \"a\\nb\", \"label\": 3, \"extra\": [1]}\n\n\
+                       {\"label\": null, \"text\": \"c\"}\n";
         for name in ["a.jsonl", "a.ndjson", "a.json"] {
             let table = read(name, content.as_bytes()).unwrap();
             assert_eq!(table.columns(), ["extra", "label", "text"]);
