@@ -1,0 +1,259 @@
+//! Reads a file of rows and named columns: CSV, TSV or JSON lines, by its extension.
+//!
+//! A table knows where each of its rows stood, so that whoever finds fault with a value can say
+//! where it is. It does not know which columns hold texts and labels.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::formats::{Parsed, parse_csv, parse_json_lines, parse_tsv, utf8};
+use crate::{Error, Result};
+
+/// A file's rows as text. Every row has a value for every column, which may be empty.
+#[derive(Debug)]
+pub struct Table {
+    path: PathBuf,
+    columns: Vec<String>,
+    rows: Vec<Vec<String>>,
+    /// For each row the line that it begins on, counted from 1.
+    lines: Vec<usize>,
+    /// What stands in place of a text in a JSON line, by row and column: "an array", "a boolean".
+    not_text: HashMap<(usize, usize), &'static str>,
+}
+
+impl Table {
+    /// Reads `path` as the format that its extension names: `.csv` (RFC 4180: a quoted field may
+    /// hold commas, line breaks and doubled quotation marks), `.tsv` (no quoting: a quotation mark
+    /// is text) or `.jsonl`, `.ndjson`, `.json` (an object a line).
+    ///
+    /// A byte order mark, CRLF and blank lines between rows are accepted. A JSON line that lacks a
+    /// key that other lines have, or holds null there, has an empty value.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, else [`Error::Content`] with the line: an unknown
+    /// extension, an empty file or header, a column named twice, a row with more or fewer fields
+    /// than the header, a quoted field that never ends, bytes that are not UTF-8, invalid JSON and
+    /// JSON that is no object.
+    pub fn read(path: &Path) -> Result<Table> {
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or("");
+        let parse = match extension.to_ascii_lowercase().as_str() {
+            "csv" => parse_csv,
+            "tsv" => parse_tsv,
+            "jsonl" | "ndjson" | "json" => parse_json_lines,
+            _ => {
+                return Err(Error::content(
+                    path,
+                    format!(
+                        "unknown extension `{extension}`; expected .csv, .tsv or .jsonl (also \
+                         .ndjson, .json)"
+                    ),
+                ));
+            }
+        };
+        let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
+        let text = utf8(&bytes).map_err(|problem| Error::content(path, problem))?;
+        if text.is_empty() {
+            return Err(Error::content(path, "the file is empty"));
+        }
+        let mut table = Table {
+            path: path.to_owned(),
+            columns: Vec::new(),
+            rows: Vec::new(),
+            lines: Vec::new(),
+            not_text: HashMap::new(),
+        };
+        parse(text, &mut table).map_err(|problem| Error::content(path, problem))?;
+        Ok(table)
+    }
+
+    /// The file that was read.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The columns' names, in the file's order (JSON lines: in alphabetical order).
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
+    /// Number of rows, the header apart.
+    pub fn n_rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The line that a row begins on, counted from 1, the header included.
+    pub fn line(&self, row: usize) -> usize {
+        self.lines[row]
+    }
+
+    /// The index of a column, if there is one of that name.
+    pub fn find_column(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column == name)
+    }
+
+    /// The index of a column.
+    ///
+    /// # Errors
+    /// [`Error::Content`] that names the columns there are.
+    pub fn column(&self, name: &str) -> Result<usize> {
+        self.find_column(name).ok_or_else(|| {
+            let problem =
+                format!("no column `{name}`; the columns are {}", quoted_list(&self.columns));
+            Error::content(&self.path, problem)
+        })
+    }
+
+    /// The value of a row in a column; empty where a JSON line has none.
+    ///
+    /// # Errors
+    /// [`Error::Content`] if a JSON line holds something that is neither a string nor an integer
+    /// nor null there.
+    pub fn value(&self, row: usize, column: usize) -> Result<&str> {
+        match self.not_text.get(&(row, column)) {
+            None => Ok(&self.rows[row][column]),
+            Some(kind) => Err(self.fault(
+                row,
+                format!(
+                    "`{}` is {kind}; expected a string, an integer or null",
+                    self.columns[column]
+                ),
+            )),
+        }
+    }
+
+    /// An error about the content of a row, with file and line.
+    pub fn fault(&self, row: usize, problem: impl std::fmt::Display) -> Error {
+        Error::content(&self.path, format!("line {}: {problem}", self.lines[row]))
+    }
+
+    pub(super) fn set_header(&mut self, line: usize, columns: Vec<String>) -> Parsed<()> {
+        if columns.iter().all(String::is_empty) {
+            return Err(format!("line {line}: no header; it must name the columns"));
+        }
+        let mut seen = HashSet::new();
+        // Nameless columns are common (a saved index) and cannot be asked for.
+        for name in columns.iter().filter(|name| !name.is_empty()) {
+            if !seen.insert(name) {
+                return Err(format!("line {line}: the header names column `{name}` twice"));
+            }
+        }
+        self.columns = columns;
+        Ok(())
+    }
+
+    /// Notes what a JSON line has in place of a text, to be said if anyone asks for it.
+    pub(super) fn set_not_text(&mut self, row: usize, column: usize, kind: &'static str) {
+        self.not_text.insert((row, column), kind);
+    }
+
+    pub(super) fn push_row(&mut self, line: usize, row: Vec<String>) -> Parsed<()> {
+        if row.len() != self.columns.len() {
+            return Err(format!(
+                "line {line}: expected {} fields as in the header, found {}",
+                self.columns.len(),
+                row.len()
+            ));
+        }
+        self.rows.push(row);
+        self.lines.push(line);
+        Ok(())
+    }
+}
+
+/// Names for a message: "`a`, `b`".
+pub(super) fn quoted_list<S: AsRef<str>>(names: &[S]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{}`", name.as_ref())).collect();
+    quoted.join(", ")
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::data) fn read(name: &str, content: &[u8]) -> Result<Table> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        Table::read(&path)
+    }
+
+    /// Checks that the message names the file and holds every part.
+    pub(in crate::data) fn check_error(name: &str, content: &[u8], parts: &[&str]) {
+        let message = read(name, content).unwrap_err().to_string();
+        assert!(message.contains(name), "{message}");
+        for part in parts {
+            assert!(message.contains(part), "`{part}` is not in: {message}");
+        }
+    }
+
+    #[test]
+    fn json_values_are_strings_integers_or_null() {
+        let content = "{\"text\": \"a\\nb\", \"label\": 3, \"extra\": [1]}\n\n\
+                       {\"label\": null, \"text\": \"c\"}\n";
+        for name in ["a.jsonl", "a.ndjson", "a.json"] {
+            let table = read(name, content.as_bytes()).unwrap();
+            assert_eq!(table.columns(), ["extra", "label", "text"]);
+            let (label, text) = (table.column("label").unwrap(), table.column("text").unwrap());
+            assert_eq!(table.value(0, label).unwrap(), "3");
+            assert_eq!(table.value(0, text).unwrap(), "a\nb");
+            assert_eq!(table.value(1, label).unwrap(), "");
+            assert_eq!(table.value(1, 0).unwrap(), "");
+            assert_eq!(table.line(1), 3);
+            let message = table.value(0, 0).unwrap_err().to_string();
+            assert!(message.contains("line 1: `extra` is an array"), "{message}");
+        }
+    }
+
+    #[test]
+    fn other_json_values_are_named() {
+        for (value, named) in
+            [("1.5", "a number with a fraction"), ("true", "a boolean"), ("{}", "an object")]
+        {
+            let table = read("a.jsonl", format!("{{\"label\": {value}}}").as_bytes()).unwrap();
+            let message = table.value(0, 0).unwrap_err().to_string();
+            assert!(message.contains(&format!("line 1: `label` is {named}")), "{message}");
+        }
+    }
+
+    #[test]
+    fn missing_files_and_unknown_extensions() {
+        let missing = Path::new("no-such-folder/no-such-file.csv");
+        let error = Table::read(missing).unwrap_err();
+        assert!(matches!(&error, Error::Io { path, .. } if path == missing), "{error}");
+        check_error("a.parquet", b"x", &["`parquet`", ".csv", ".tsv", ".jsonl"]);
+        check_error("noextension", b"x", &["``", ".csv", ".tsv", ".jsonl"]);
+    }
+
+    #[test]
+    fn empty_files_and_headers() {
+        for name in ["a.csv", "a.tsv", "a.jsonl"] {
+            check_error(name, b"", &["empty"]);
+            check_error(name, b"\xef\xbb\xbf", &["empty"]);
+            check_error(name, b"\n\r\n", &["blank lines"]);
+        }
+        check_error("a.csv", b"\n,\na,b\n", &["line 2: no header"]);
+        check_error("a.csv", b"\"\"\na\n", &["line 1: no header"]);
+        check_error("a.tsv", b"\t\na\tb\n", &["line 1: no header"]);
+        check_error("a.jsonl", b"{}\n{}\n", &["no columns"]);
+        check_error("a.tsv", b"text\ttext\n", &["line 1", "`text` twice"]);
+        assert!(read("a.csv", b",,text\n0,0,a\n").is_ok(), "nameless columns");
+    }
+
+    #[test]
+    fn ragged_rows() {
+        let csv = b"text,label\n\"a\nb\",x\n\nc\n";
+        check_error("a.csv", csv, &["line 5", "expected 2 fields", "found 1"]);
+        check_error("a.tsv", b"text\tlabel\r\na\tx\ty\r\n", &["line 2", "expected 2", "found 3"]);
+    }
+
+    #[test]
+    fn missing_columns() {
+        let table = read("a.csv", b"text,topic\na,x\n").unwrap();
+        let message = table.column("label").unwrap_err().to_string();
+        assert!(
+            message.ends_with("no column `label`; the columns are `text`, `topic`"),
+            "{message}"
+        );
+    }
+}
