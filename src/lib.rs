@@ -9,9 +9,9 @@ pub mod error;
 mod files;
 pub mod freeze;
 mod mmap;
-pub mod plan;
 pub mod model;
 pub mod philox;
+pub mod plan;
 pub mod tensor;
 
 pub use error::{Error, Result};

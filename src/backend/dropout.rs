@@ -73,13 +73,7 @@ impl Mask {
     ///
     /// A block of 16 queries and 32 keys takes 32 calls, numbered as the lanes of a warp hold the
     /// accumulators of `mma.m16n8k16`, so that a kernel draws just what it holds.
-    pub fn probabilities(
-        &self,
-        sequence: usize,
-        head: usize,
-        length: usize,
-        factors: &mut [f32],
-    ) {
+    pub fn probabilities(&self, sequence: usize, head: usize, length: usize, factors: &mut [f32]) {
         for query_block in 0..length.div_ceil(BLOCK_QUERIES) {
             for key_block in 0..length.div_ceil(BLOCK_KEYS) {
                 let place = (query_block as u32) << 16 | key_block as u32;

@@ -143,9 +143,8 @@ impl Plan {
         let cols = |buf: BufId| self.buffer(buf).cols;
         // `a` is [M, n]; the product with n columns on one side costs 2 M n times the other side.
         let matmul = |a: BufId, n: usize| 2 * elements(a) * n;
-        let layernorm_bwd_dx = |x: BufId, n_dout: usize| {
-            elements(x) * (per_element::LAYERNORM_BWD_DX + n_dout - 1)
-        };
+        let layernorm_bwd_dx =
+            |x: BufId, n_dout: usize| elements(x) * (per_element::LAYERNORM_BWD_DX + n_dout - 1);
         let layernorm_bwd_params = |x: BufId, dgamma: &Option<BufId>, dbeta: &Option<BufId>| {
             let dgamma = if dgamma.is_some() { per_element::DGAMMA } else { 0 };
             let dbeta = if dbeta.is_some() { per_element::DBETA } else { 0 };
@@ -283,7 +282,10 @@ impl Plan {
 impl super::op::EmbedTables {
     /// The parameter tables.
     pub fn tables(&self) -> Vec<BufId> {
-        [self.word, self.position].into_iter().chain(self.token_type.map(|(_, table)| table)).collect()
+        [self.word, self.position]
+            .into_iter()
+            .chain(self.token_type.map(|(_, table)| table))
+            .collect()
     }
 
     fn n_additions(&self) -> usize {

@@ -40,7 +40,17 @@ fn join(fused: &mut [Op], op: Op, n_reads: &HashMap<BufId, usize>) -> Result<(),
     let joined = match (&*last, &op) {
         (
             Op::EmbedFwd { tables, out: sum },
-            Op::LayernormFwd { x, residual: None, dropout: None, gamma, beta, eps, out, xhat, rstd },
+            Op::LayernormFwd {
+                x,
+                residual: None,
+                dropout: None,
+                gamma,
+                beta,
+                eps,
+                out,
+                xhat,
+                rstd,
+            },
         ) if x == sum && is_read_once(*sum) => Op::EmbedLayernormFwd {
             tables: *tables,
             gamma: *gamma,

@@ -70,9 +70,7 @@ impl Layout {
             n * buffer.dtype.size_bytes()
         };
         let mut in_arena: Vec<(usize, Lifetime)> = (lifetimes.iter().enumerate())
-            .filter(|(id, _)| {
-                matches!(plan.buffers[*id].role, Role::Transient | Role::Result)
-            })
+            .filter(|(id, _)| matches!(plan.buffers[*id].role, Role::Transient | Role::Result))
             .filter_map(|(id, lifetime)| lifetime.map(|lifetime| (id, lifetime)))
             .collect();
         // Largest first, each at the lowest offset that is free for as long as it lives.
@@ -97,8 +95,11 @@ impl Layout {
             placed.insert(at, (place, lifetime));
             places[id] = Some(place);
         }
-        let arena_bytes =
-            placed.iter().map(|(place, _)| place.offset_bytes + place.size_bytes).max().unwrap_or(0);
+        let arena_bytes = placed
+            .iter()
+            .map(|(place, _)| place.offset_bytes + place.size_bytes)
+            .max()
+            .unwrap_or(0);
         let memory = memory_use(plan, &lifetimes, &places, arena_bytes, size);
         Self { places, arena_bytes, memory }
     }

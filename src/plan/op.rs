@@ -374,7 +374,9 @@ impl Op {
             Op::HeadDgrad { parts, dx } => {
                 f(Write(dx));
                 for part in parts {
-                    [&mut part.dlogits, &mut part.weight, &mut part.labels].into_iter().for_each(|buf| f(Read(buf)));
+                    [&mut part.dlogits, &mut part.weight, &mut part.labels]
+                        .into_iter()
+                        .for_each(|buf| f(Read(buf)));
                 }
             }
             Op::HeadWgrad { x, dlogits, labels, dweight, dbias, .. } => {
@@ -442,17 +444,7 @@ impl Op {
                     f(Read(xhat));
                 }
             }
-            Op::LayernormBwd {
-                dout,
-                xhat,
-                rstd,
-                gamma,
-                dx,
-                dresidual,
-                dgamma,
-                dbeta,
-                ..
-            } => {
+            Op::LayernormBwd { dout, xhat, rstd, gamma, dx, dresidual, dgamma, dbeta, .. } => {
                 [dx, dresidual, dgamma, dbeta].into_iter().for_each(|buf| f(Optional(buf)));
                 dout.iter_mut().for_each(|buf| f(Read(buf)));
                 [xhat, rstd, gamma].into_iter().for_each(|buf| f(Read(buf)));

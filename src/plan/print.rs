@@ -28,8 +28,7 @@ impl Plan {
         };
         let own: HashMap<String, Row> =
             self.ops.iter().map(|op| (key(self, op), self.row(op, counts))).collect();
-        let others: HashMap<String, ()> =
-            other.ops.iter().map(|op| (key(other, op), ())).collect();
+        let others: HashMap<String, ()> = other.ops.iter().map(|op| (key(other, op), ())).collect();
         let mut rows = Vec::new();
         for op in &other.ops {
             let row = other.row(op, counts);

@@ -392,12 +392,7 @@ impl<'a> Builder<'a> {
             self.linear_dgrad(&[(linear, dpre)], dpooled);
         }
         let dhidden = self.gradient_of(hidden, "");
-        self.ops.push(Op::PoolBwd {
-            dout: dpooled,
-            cu_seqlens,
-            pooling: first_token,
-            dx: dhidden,
-        });
+        self.ops.push(Op::PoolBwd { dout: dpooled, cu_seqlens, pooling: first_token, dx: dhidden });
         dhidden
     }
 
@@ -413,8 +408,7 @@ impl<'a> Builder<'a> {
             DType::F32,
             Role::Result,
         );
-        let loss =
-            self.buffer(format!("loss.{name}"), Rows::Fixed(1), 1, DType::F32, Role::Result);
+        let loss = self.buffer(format!("loss.{name}"), Rows::Fixed(1), 1, DType::F32, Role::Result);
         let dlogits = self.statistic(format!("d.logits.{name}"), Rows::Sequences, n_labels);
         self.ops.push(Op::HeadFwd {
             x: features,
@@ -552,8 +546,7 @@ impl<'a> Builder<'a> {
             .filter_map(|id| self.gradients[id.0].map(|grad| (id, grad)))
             .collect();
         let clip = self.options.max_grad_norm.map(|max_norm| {
-            let out =
-                self.buffer("grad_norm".into(), Rows::Fixed(2), 1, DType::F32, Role::Result);
+            let out = self.buffer("grad_norm".into(), Rows::Fixed(2), 1, DType::F32, Role::Result);
             let grads = reached.iter().map(|(_, grad)| *grad).collect();
             self.ops.push(Op::GradNorm { grads, max_norm, out });
             out
@@ -563,8 +556,8 @@ impl<'a> Builder<'a> {
             let value = self.value(id);
             let of = |what: &str| format!("{what}.{}", param.name);
             let narrow = self.buffers[value.0].dtype != DType::F32;
-            let master = narrow
-                .then(|| self.param_buffer(id, of("master"), DType::F32, Role::Master(id)));
+            let master =
+                narrow.then(|| self.param_buffer(id, of("master"), DType::F32, Role::Master(id)));
             let moment1 = self.param_buffer(id, of("m"), DType::F32, Role::Moment1(id));
             let moment2 = self.param_buffer(id, of("v"), DType::F32, Role::Moment2(id));
             let item = AdamwItem {

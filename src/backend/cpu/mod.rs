@@ -1,0 +1,243 @@
+//! The CPU backend: f32, all cores, vector instructions of the CPU that it runs on.
+//!
+//! Sums are cut by size, never by the number of threads, so that results do not depend on it.
+
+mod attention;
+mod elementwise;
+mod gemm;
+mod head;
+mod math;
+mod norm;
+mod parallel;
+
+use rayon::prelude::*;
+
+use self::gemm::{MatMut, MatRef, Threads, Write};
+use super::host::ops::{
+    AdamwTensor, AttentionGradients, AttentionSaved, AttentionShape, DgradPart, Embedding, FwdPart,
+    HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops, Qkv, RowMask,
+    WgradPart,
+};
+use crate::model::Pooling;
+
+/// The CPU's table of functions.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu;
+
+impl Cpu {
+    /// `c = a · bᵀ` with all threads, as [`crate::measure::ceilings`] times it: `a` `[m, k]`, `b`
+    /// `[n, k]`.
+    pub fn product(a: &[f32], b: &[f32], k: usize, c: &mut [f32]) {
+        let b = MatRef::new(b, k);
+        let n = c.len() / (a.len() / k);
+        let c = MatMut::new(c, n);
+        gemm::gemm(MatRef::new(a, k), b.t(), c, 1.0, Write::Overwrite, Threads::All);
+    }
+}
+
+/// Adds `bias` to every row.
+fn add_bias(bias: &[f32], out: &mut [f32]) {
+    let n = bias.len();
+    let arch = pulp::Arch::new();
+    out.par_chunks_mut(n * parallel::rows_per_piece(n)).for_each(|rows| {
+        arch.dispatch(|| {
+            for row in rows.chunks_exact_mut(n) {
+                row.iter_mut().zip(bias).for_each(|(out, b)| *out += b);
+            }
+        });
+    });
+}
+
+impl Ops for Cpu {
+    type Element = f32;
+
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn embed_fwd(&self, tables: &Embedding<f32>, out: &mut [f32]) {
+        out.par_chunks_mut(tables.width)
+            .enumerate()
+            .for_each(|(token, out)| elementwise::embed_row(tables, token, out));
+    }
+
+    fn layernorm_fwd(
+        &self,
+        x: &[f32],
+        residual: Option<&[f32]>,
+        mask: Option<RowMask>,
+        params: &NormParams<f32>,
+        to: NormOutputs<f32>,
+    ) {
+        norm::layernorm_fwd(params, to, |row, sum| {
+            norm::branch_and_residual(x, residual, mask, row, sum);
+        });
+    }
+
+    fn embed_layernorm_fwd(
+        &self,
+        tables: &Embedding<f32>,
+        params: &NormParams<f32>,
+        to: NormOutputs<f32>,
+    ) {
+        norm::layernorm_fwd(params, to, |row, sum| elementwise::embed_row(tables, row, sum));
+    }
+
+    fn dropout_fwd(&self, x: &[f32], mask: RowMask, width: usize, out: &mut [f32]) {
+        elementwise::dropout(&[x], mask, width, out);
+    }
+
+    fn gemm_fwd(&self, x: &[f32], k: usize, parts: Vec<FwdPart<f32>>) {
+        for FwdPart { weight, bias, out } in parts {
+            Cpu::product(x, weight, k, out);
+            add_bias(bias, out);
+        }
+    }
+
+    fn gelu_fwd(&self, x: &[f32], out: &mut [f32]) {
+        elementwise::gelu_fwd(x, out);
+    }
+
+    fn gemm_gelu_fwd(&self, x: &[f32], k: usize, part: FwdPart<f32>, pre: Option<&mut [f32]>) {
+        let FwdPart { weight, bias, out } = part;
+        Cpu::product(x, weight, k, out);
+        elementwise::bias_gelu_in_place(bias, out, pre);
+    }
+
+    fn tanh_fwd(&self, x: &[f32], out: &mut [f32]) {
+        elementwise::tanh_fwd(x, out);
+    }
+
+    fn attention_fwd(
+        &self,
+        qkv: &Qkv<f32>,
+        shape: &AttentionShape,
+        out: &mut [f32],
+        lse: Option<&mut [f32]>,
+    ) {
+        attention::attention_fwd(qkv, shape, out, lse);
+    }
+
+    fn pool_fwd(&self, x: &[f32], cu_seqlens: &[i32], pooling: Pooling, out: &mut [f32]) {
+        elementwise::pool_fwd(x, cu_seqlens, pooling, out);
+    }
+
+    fn head_fwd(&self, x: &[f32], labels: &[i32], part: FwdPart<f32>) {
+        head::head_fwd(x, labels, part);
+    }
+
+    fn xent_fwd(
+        &self,
+        logits: &[f32],
+        labels: &[i32],
+        loss: &mut [f32],
+        dlogits: Option<&mut [f32]>,
+    ) {
+        head::xent_fwd(logits, labels, loss, dlogits);
+    }
+
+    fn head_dgrad(&self, parts: &[HeadPart<f32>], dx: &mut [f32]) {
+        head::head_dgrad(parts, dx);
+    }
+
+    fn head_wgrad(
+        &self,
+        x: Option<&[f32]>,
+        dlogits: &[f32],
+        labels: &[i32],
+        dweight: Option<&mut [f32]>,
+        dbias: Option<&mut [f32]>,
+    ) {
+        head::head_wgrad(x, dlogits, labels, dweight, dbias);
+    }
+
+    fn pool_bwd(&self, dout: &[f32], cu_seqlens: &[i32], pooling: Pooling, dx: &mut [f32]) {
+        elementwise::pool_bwd(dout, cu_seqlens, pooling, dx);
+    }
+
+    fn tanh_bwd(&self, out: &[f32], dout: &[f32], dx: &mut [f32]) {
+        elementwise::tanh_bwd(out, dout, dx);
+    }
+
+    fn dropout_bwd(&self, dout: &[&[f32]], mask: RowMask, width: usize, dx: &mut [f32]) {
+        elementwise::dropout(dout, mask, width, dx);
+    }
+
+    fn gelu_bwd(&self, x: &[f32], dout: &[f32], dx: &mut [f32]) {
+        elementwise::gelu_bwd(x, dout, dx);
+    }
+
+    fn gemm_dgrad(&self, parts: &[DgradPart<f32>], k: usize, dx: &mut [f32]) {
+        for (at, part) in parts.iter().enumerate() {
+            let write = if at == 0 { Write::Overwrite } else { Write::Add };
+            let (dout, weight) = (MatRef::new(part.dout, part.n), MatRef::new(part.weight, k));
+            gemm::gemm(dout, weight, MatMut::new(dx, k), 1.0, write, Threads::All);
+        }
+    }
+
+    fn gemm_gelu_dgrad(&self, part: &DgradPart<f32>, k: usize, pre: &[f32], dx: &mut [f32]) {
+        self.gemm_dgrad(std::slice::from_ref(part), k, dx);
+        elementwise::gelu_bwd_in_place(pre, dx);
+    }
+
+    fn gemm_wgrad(&self, x: &[f32], k: usize, parts: Vec<WgradPart<f32>>) {
+        for WgradPart { dout, dweight, dbias, n } in parts {
+            let (dout_t, x) = (MatRef::new(dout, n).t(), MatRef::new(x, k));
+            gemm::gemm(dout_t, x, MatMut::new(dweight, k), 1.0, Write::Overwrite, Threads::All);
+            if let Some(dbias) = dbias {
+                self.bias_grad(dout, dbias);
+            }
+        }
+    }
+
+    fn bias_grad(&self, dout: &[f32], dbias: &mut [f32]) {
+        let width = dbias.len();
+        let dparams = NormDparams { dgamma: None, dbeta: Some(dbias) };
+        norm::layernorm_bwd(&[dout], None, None, dparams, width);
+    }
+
+    fn layernorm_bwd_dx(&self, saved: &NormSaved<f32>, to: NormDx<f32>) {
+        let none = NormDparams { dgamma: None, dbeta: None };
+        norm::layernorm_bwd(saved.dout, None, Some((saved, to)), none, saved.gamma.len());
+    }
+
+    fn layernorm_bwd_params(&self, dout: &[&[f32]], xhat: Option<&[f32]>, to: NormDparams<f32>) {
+        let widths = [to.dgamma.as_deref(), to.dbeta.as_deref()];
+        // Pruning deletes the op when neither is asked for.
+        let width = widths.into_iter().flatten().map(<[f32]>::len).next().unwrap_or(1);
+        norm::layernorm_bwd(dout, xhat, None, to, width);
+    }
+
+    fn layernorm_bwd(&self, saved: &NormSaved<f32>, dx: NormDx<f32>, dparams: NormDparams<f32>) {
+        let width = saved.gamma.len();
+        norm::layernorm_bwd(saved.dout, Some(saved.xhat), Some((saved, dx)), dparams, width);
+    }
+
+    fn attention_bwd(
+        &self,
+        saved: &AttentionSaved<f32>,
+        shape: &AttentionShape,
+        to: AttentionGradients<f32>,
+    ) {
+        attention::attention_bwd(saved, shape, to);
+    }
+
+    fn embed_wgrad(
+        &self,
+        dx: &[f32],
+        ids: &[i32],
+        padding_row: Option<usize>,
+        width: usize,
+        dtable: &mut [f32],
+    ) {
+        elementwise::embed_wgrad(dx, ids, padding_row, width, dtable);
+    }
+
+    fn grad_norm(&self, grads: &[&[f32]], max_norm: f32) -> [f32; 2] {
+        elementwise::grad_norm(grads, max_norm)
+    }
+
+    fn adamw_step(&self, tensor: AdamwTensor<f32>) {
+        elementwise::adamw_step(tensor);
+    }
+}

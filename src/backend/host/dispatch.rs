@@ -2,9 +2,9 @@
 
 use super::frame::Frame;
 use super::ops::{
-    AdamwTensor, AttentionGradients, AttentionSaved, AttentionShape, DgradPart, Element,
-    Embedding, FwdPart, HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops,
-    Qkv, RowMask, WgradPart,
+    AdamwTensor, AttentionGradients, AttentionSaved, AttentionShape, DgradPart, Element, Embedding,
+    FwdPart, HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops, Qkv, RowMask,
+    WgradPart,
 };
 use super::{HostBackend, Operands};
 use crate::backend::dropout::Mask;
@@ -102,10 +102,8 @@ fn compute<O: Ops>(
     state: &StepState,
 ) {
     let mask = |dropout: Dropout| Mask::new(dropout, state.seed, state.step);
-    let token_mask = |dropout: Dropout| RowMask {
-        mask: mask(dropout),
-        cu_seqlens: Some(&batch.cu_seqlens),
-    };
+    let token_mask =
+        |dropout: Dropout| RowMask { mask: mask(dropout), cu_seqlens: Some(&batch.cu_seqlens) };
     // The rows of a dropout of its own are tokens, or sequences behind the pooling.
     let row_mask = |dropout: Dropout, rows: Rows| RowMask {
         mask: mask(dropout),
@@ -121,8 +119,7 @@ fn compute<O: Ops>(
                 xhat: frame.write_optional(*xhat),
                 rstd: frame.write_optional(*rstd),
             };
-            let norm =
-                NormParams { gamma: frame.read(*gamma), beta: frame.read(*beta), eps: *eps };
+            let norm = NormParams { gamma: frame.read(*gamma), beta: frame.read(*beta), eps: *eps };
             let residual = residual.map(|buf| frame.read(buf));
             ops.layernorm_fwd(frame.read(*x), residual, dropout.map(token_mask), &norm, to);
         }
@@ -132,8 +129,7 @@ fn compute<O: Ops>(
                 xhat: frame.write_optional(*xhat),
                 rstd: frame.write_optional(*rstd),
             };
-            let norm =
-                NormParams { gamma: frame.read(*gamma), beta: frame.read(*beta), eps: *eps };
+            let norm = NormParams { gamma: frame.read(*gamma), beta: frame.read(*beta), eps: *eps };
             ops.embed_layernorm_fwd(&embedding(frame, tables), &norm, to);
         }
         Op::DropoutFwd { x, dropout, out } => {
@@ -194,8 +190,7 @@ fn compute<O: Ops>(
         Op::HeadWgrad { x, dlogits, labels, dweight, dbias, .. } => {
             let (dlogits, labels) = (frame.read(*dlogits), frame.input(*labels));
             let x = dweight.map(|_| frame.read(*x));
-            let (dweight, dbias) =
-                (frame.write_optional(*dweight), frame.write_optional(*dbias));
+            let (dweight, dbias) = (frame.write_optional(*dweight), frame.write_optional(*dbias));
             ops.head_wgrad(x, dlogits, labels, dweight, dbias);
         }
         Op::PoolBwd { dout, cu_seqlens, pooling, dx } => {
@@ -258,17 +253,7 @@ fn compute<O: Ops>(
             let (dgamma, dbeta) = (frame.write_optional(*dgamma), frame.write_optional(*dbeta));
             ops.layernorm_bwd_params(&dout, xhat, NormDparams { dgamma, dbeta });
         }
-        Op::LayernormBwd {
-            dout,
-            xhat,
-            rstd,
-            gamma,
-            dropout,
-            dx,
-            dresidual,
-            dgamma,
-            dbeta,
-        } => {
+        Op::LayernormBwd { dout, xhat, rstd, gamma, dropout, dx, dresidual, dgamma, dbeta } => {
             let dout: Vec<_> = dout.iter().map(|buf| frame.read(*buf)).collect();
             let saved = NormSaved {
                 dout: &dout,
@@ -281,20 +266,7 @@ fn compute<O: Ops>(
             let (dgamma, dbeta) = (frame.write_optional(*dgamma), frame.write_optional(*dbeta));
             ops.layernorm_bwd(&saved, NormDx { dx, dresidual }, NormDparams { dgamma, dbeta });
         }
-        Op::AttentionBwd {
-            dout,
-            out,
-            lse,
-            q,
-            k,
-            v,
-            cu_seqlens,
-            n_heads,
-            dropout,
-            dq,
-            dk,
-            dv,
-        } => {
+        Op::AttentionBwd { dout, out, lse, q, k, v, cu_seqlens, n_heads, dropout, dq, dk, dv } => {
             let needs_scores = dq.is_some() || dk.is_some();
             let saved = AttentionSaved {
                 dout: frame.read(*dout),

@@ -33,11 +33,8 @@ const LAYOUT_ELEMENT_BYTES: usize = size_of::<f32>();
 impl<E: Element> Memory<E> {
     /// Grows storage to what `plan` needs. New gradients and arena are NaN, new moments zero.
     pub fn make_room(&mut self, plan: &Plan, layout: &Layout) {
-        let written: Vec<BufId> = plan
-            .ops
-            .iter()
-            .flat_map(|op| op.writes().into_iter().chain(op.updates()))
-            .collect();
+        let written: Vec<BufId> =
+            plan.ops.iter().flat_map(|op| op.writes().into_iter().chain(op.updates())).collect();
         for buf in written {
             let buffer = plan.buffer(buf);
             let n = buffer.n_elements(0, 0);

@@ -233,12 +233,7 @@ pub trait Ops {
         out: &mut [Self::Element],
     );
 
-    fn head_fwd(
-        &self,
-        x: &[Self::Element],
-        labels: &[i32],
-        part: FwdPart<Self::Element>,
-    );
+    fn head_fwd(&self, x: &[Self::Element], labels: &[i32], part: FwdPart<Self::Element>);
 
     fn xent_fwd(
         &self,
@@ -267,12 +262,7 @@ pub trait Ops {
         dx: &mut [Self::Element],
     );
 
-    fn tanh_bwd(
-        &self,
-        out: &[Self::Element],
-        dout: &[Self::Element],
-        dx: &mut [Self::Element],
-    );
+    fn tanh_bwd(&self, out: &[Self::Element], dout: &[Self::Element], dx: &mut [Self::Element]);
 
     fn dropout_bwd(
         &self,

@@ -100,8 +100,9 @@ impl Reference {
             let factors = factors(shape.mask, sequence, head, length);
             for query in 0..length {
                 let lse = saved.lse[(place.start + query) * shape.n_heads + head];
-                let delta =
-                    saved.v_and_out.map_or(0.0, |(_, out)| place.dot(saved.dout, query, out, query));
+                let delta = saved
+                    .v_and_out
+                    .map_or(0.0, |(_, out)| place.dot(saved.dout, query, out, query));
                 for key in 0..length {
                     let score = place.scale() * place.dot(saved.q, query, saved.k, key);
                     let p = (score - lse).exp();

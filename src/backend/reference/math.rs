@@ -26,9 +26,8 @@ pub fn erf(x: f64) -> f64 {
     } else {
         // erfc(x) = exp(-x²)/√π / (x + (1/2)/(x + 1/(x + (3/2)/(x + ...)))), from the inside out.
         let depth = 60;
-        let tail = (1..=depth)
-            .rev()
-            .fold(magnitude, |tail, n| magnitude + f64::from(n) / 2.0 / tail);
+        let tail =
+            (1..=depth).rev().fold(magnitude, |tail, n| magnitude + f64::from(n) / 2.0 / tail);
         1.0 - (-magnitude * magnitude).exp() / (tail * std::f64::consts::PI.sqrt())
     };
     value.copysign(x)

@@ -6,7 +6,8 @@ pub mod math;
 use super::adamw;
 use super::host::ops::{
     AdamwTensor, AttentionGradients, AttentionSaved, AttentionShape, DgradPart, Embedding, FwdPart,
-    HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops, Qkv, RowMask, WgradPart,
+    HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops, Qkv, RowMask,
+    WgradPart,
 };
 use crate::batch::ABSENT_LABEL;
 use crate::model::Pooling;
@@ -29,7 +30,7 @@ fn row_factors(mask: Option<RowMask>, n_rows: usize, width: usize) -> Vec<f64> {
 }
 
 /// Sequence of a row, and its number in there.
-pub(super) fn place_of_row(cu_seqlens: Option<&[i32]>, row: usize) -> (usize, usize) {
+pub(in crate::backend) fn place_of_row(cu_seqlens: Option<&[i32]>, row: usize) -> (usize, usize) {
     match cu_seqlens {
         None => (row, 0),
         Some(ends) => {
@@ -117,8 +118,7 @@ impl Ops for Reference {
             let n = bias.len();
             for (row, out) in x.chunks(k).zip(out.chunks_mut(n)) {
                 for (col, value) in out.iter_mut().enumerate() {
-                    let dot: f64 =
-                        row.iter().zip(&weight[col * k..]).map(|(a, b)| a * b).sum();
+                    let dot: f64 = row.iter().zip(&weight[col * k..]).map(|(a, b)| a * b).sum();
                     *value = dot + bias[col];
                 }
             }
@@ -351,12 +351,7 @@ impl Ops for Reference {
         }
     }
 
-    fn layernorm_bwd_params(
-        &self,
-        dout: &[&[f64]],
-        xhat: Option<&[f64]>,
-        to: NormDparams<f64>,
-    ) {
+    fn layernorm_bwd_params(&self, dout: &[&[f64]], xhat: Option<&[f64]>, to: NormDparams<f64>) {
         let n_elements = dout[0].len();
         let column = |width: usize, col: usize| (col..n_elements).step_by(width);
         if let (Some(dgamma), Some(xhat)) = (to.dgamma, xhat) {

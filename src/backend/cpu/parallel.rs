@@ -1,0 +1,44 @@
+//! Work cut into pieces whose size does not depend on the number of threads, so that neither do sums.
+
+use rayon::prelude::*;
+
+/// Elements of a piece: large enough to pay for handing it out, small enough for a core's cache.
+const PIECE: usize = 16 * 1024;
+
+/// Rows of a piece for rows of `width` elements, at least one.
+pub fn rows_per_piece(width: usize) -> usize {
+    (PIECE / width.max(1)).max(1)
+}
+
+/// Calls `f(first element, piece)` for pieces of `out`, vectorised for this CPU.
+pub fn for_pieces(out: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
+    let arch = pulp::Arch::new();
+    if out.len() <= PIECE {
+        arch.dispatch(|| f(0, out));
+        return;
+    }
+    out.par_chunks_mut(PIECE)
+        .enumerate()
+        .for_each(|(piece, out)| arch.dispatch(|| f(piece * PIECE, out)));
+}
+
+/// A slice that may be absent, cut into pieces: absent pieces of absent slices.
+pub fn optional_pieces<'a>(
+    slice: Option<&'a mut [f32]>,
+    piece: usize,
+    n_pieces: usize,
+) -> Vec<Option<&'a mut [f32]>> {
+    match slice {
+        Some(slice) => slice.chunks_mut(piece).map(Some).collect(),
+        None => std::iter::repeat_with(|| None).take(n_pieces).collect(),
+    }
+}
+
+/// Calls `f(piece number, piece)` on all pieces, in parallel if there are several.
+pub fn for_each_piece<T: Send>(pieces: Vec<T>, f: impl Fn(usize, T) + Sync) {
+    if let [_] = pieces.as_slice() {
+        pieces.into_iter().enumerate().for_each(|(at, piece)| f(at, piece));
+        return;
+    }
+    pieces.into_par_iter().enumerate().for_each(|(at, piece)| f(at, piece));
+}
