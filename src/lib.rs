@@ -4,14 +4,16 @@
 
 pub mod backend;
 pub mod batch;
+pub mod cli;
 pub mod data;
 pub mod error;
-mod files;
+pub mod files;
 pub mod freeze;
 mod mmap;
 pub mod model;
 pub mod philox;
 pub mod plan;
+pub mod session;
 pub mod tensor;
 
 pub use error::{Error, Result};
