@@ -3,6 +3,9 @@
 //!
 //! The expected dumps are f64 results stored as f32; `tests/golden/make_golden.py` writes them.
 
+// `!(error <= tolerance)` is how NaN fails.
+#![allow(clippy::neg_cmp_op_on_partial_ord)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
