@@ -105,7 +105,7 @@ fn write(path: &Path, file: &File) {
 impl Input {
     /// The golden case bert-mean, whose model has 37 words, 11 positions, 16 columns, 2 heads,
     /// 3 layers, 2 token types, heads `topic` (5) and `sentiment` (3) and a pooler.
-    fn new(arguments: &[&str]) -> Input {
+    fn new(arguments: &str) -> Input {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pytorch/bert-mean");
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("model")).unwrap();
@@ -114,71 +114,29 @@ impl Input {
         }
         fs::copy(golden.join("batch.safetensors"), root.path().join("batch.safetensors")).unwrap();
         fs::write(root.path().join("data.csv"), GOOD_CSV).unwrap();
-        Input { root, arguments: arguments.iter().map(|&word| word.to_owned()).collect() }
+        Input { root, arguments: arguments.split_whitespace().map(str::to_owned).collect() }
     }
 
     fn step() -> Input {
-        Input::new(&[
-            "step",
-            "--model",
-            "model",
-            "--batch",
-            "batch.safetensors",
-            "--task",
-            "topic=5",
-            "--task",
-            "sentiment=3",
-            "--pooling",
-            "mean",
-            "--freeze",
-            "none",
-            "--device",
-            "cpu",
-            "--dtype",
-            "f32",
-            "--dump",
-            "out.safetensors",
-        ])
+        Input::new(
+            "step --model model --batch batch.safetensors --task topic=5 --task sentiment=3 --pooling mean \
+             --freeze none --device cpu --dtype f32 --dump out.safetensors",
+        )
     }
 
     /// The heads of the golden file have other labels than the data, so a new task is trained.
     fn train() -> Input {
-        Input::new(&[
-            "train",
-            "--model",
-            "model",
-            "--task",
-            "area=data.csv",
-            "--freeze",
-            "none",
-            "--max-steps",
-            "2",
-            "--batch-size",
-            "2",
-            "--device",
-            "cpu",
-            "--output",
-            "trained",
-        ])
+        Input::new(
+            "train --model model --task area=data.csv --freeze none --max-steps 2 --batch-size 2 \
+             --device cpu --output trained",
+        )
     }
 
     fn bench() -> Input {
-        Input::new(&[
-            "bench",
-            "--model",
-            "model",
-            "--task",
-            "area=data.csv",
-            "--scenarios",
-            "none,all",
-            "--rounds",
-            "1",
-            "--batch-size",
-            "2",
-            "--device",
-            "cpu",
-            "--json",
-        ])
+        Input::new(
+            "bench --model model --task area=data.csv --scenarios none,all --rounds 1 --batch-size 2 \
+             --device cpu --json",
+        )
     }
 
     fn path(&self, name: &str) -> PathBuf {
