@@ -8,6 +8,7 @@ pub mod data;
 pub mod error;
 mod files;
 pub mod freeze;
+pub mod measure;
 mod mmap;
 pub mod model;
 pub mod philox;
