@@ -9,6 +9,7 @@ pub mod data;
 pub mod error;
 pub mod files;
 pub mod freeze;
+pub mod measure;
 mod mmap;
 pub mod model;
 pub mod philox;
