@@ -14,7 +14,9 @@ mod mmap;
 pub mod model;
 pub mod philox;
 pub mod plan;
+pub mod report;
 pub mod session;
 pub mod tensor;
+pub mod train;
 
 pub use error::{Error, Result};
