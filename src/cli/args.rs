@@ -164,3 +164,11 @@ pub fn check_parent(option: &str, path: &Path) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+/// Parses a whole number from 1.
+pub fn positive(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("expected a whole number from 1".into()),
+    }
+}

@@ -2,9 +2,15 @@
 
 mod args;
 mod batch_file;
+mod bench;
+mod bench_training;
+mod data_args;
+mod memory_probe;
 mod plan;
+mod progress;
 mod settings;
 mod step;
+mod train;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -25,10 +31,17 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Measure the step of every freeze scenario on the same data, beside its prediction
+    Bench(Box<bench::Args>),
+    /// Train with one freeze spec and write a model folder
+    Train(Box<train::Args>),
     /// Print the plan of a training step, its cost and memory; needs config.json alone
     Plan(plan::Args),
     /// Run training steps on a given batch and dump losses, logits, gradients and parameters
     Step(step::Args),
+    /// The growth of this process's memory over one scenario's steps, for bench
+    #[command(hide = true)]
+    MemoryProbe(memory_probe::Args),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -61,6 +74,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn run(command: Command) -> Result<(), Error> {
     match command {
+        Command::Bench(args) => bench::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::MemoryProbe(args) => memory_probe::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Step(args) => step::run(&args),
         Command::Completions { shell } => {

@@ -106,7 +106,7 @@ pub fn quality(rows: &[Row]) -> String {
 
 fn render(header: &[&str], rows: &[Row], cells: impl Fn(&Row) -> Vec<String>) -> String {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY);
+    table.load_style(UTF8_HORIZONTAL_ONLY);
     table.set_header(header);
     for row in rows {
         table.add_row(cells(row));
