@@ -1,5 +1,5 @@
 //! What runs are measured with: statistics of times ([`stats`]), the process's memory ([`memory`]),
-//! what the machine can do at most and what a plan should therefore take ([`ceilings`]), and the
+//! what the machine can do and what a plan should therefore take ([`ceilings`]), and the
 //! quality of predictions ([`metrics`]).
 
 pub mod ceilings;
