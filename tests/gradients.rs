@@ -4,8 +4,8 @@
 mod common;
 
 use common::{
-    LENGTHS, Runner, STATE, assert_close, ends_of, families_and_poolings, integers, options, plan_of,
-    random_batch, random_values, relative_error, tiny_network, wide_normals,
+    LENGTHS, Runner, STATE, assert_close, ends_of, families_and_poolings, integers, options,
+    plan_of, random_batch, random_values, relative_error, tiny_network, wide_normals,
 };
 use frostline::backend::StepState;
 use frostline::backend::cpu::Cpu;
@@ -74,8 +74,7 @@ fn layernorm() {
     for mask in [None, Some(token_mask(0.3))] {
         let forward = |x: &[f64], residual: &[f64], gamma: &[f64], beta: &[f64]| {
             let (mut out, mut xhat, mut rstd) = (nan(n), nan(n), nan(ROWS));
-            let to =
-                NormOutputs { out: &mut out, xhat: Some(&mut xhat), rstd: Some(&mut rstd) };
+            let to = NormOutputs { out: &mut out, xhat: Some(&mut xhat), rstd: Some(&mut rstd) };
             let norm = NormParams { gamma, beta, eps: 1e-5 };
             Reference.layernorm_fwd(x, Some(residual), mask, &norm, to);
             (dot(&out, &dout), xhat, rstd)
@@ -469,7 +468,9 @@ fn compare_first_step(
         let n_labels = network.heads[task].n_labels;
         let of_present = |logits: Vec<f32>| -> Vec<f32> {
             let rows = logits.chunks(n_labels).zip(&batch.labels[task]);
-            rows.filter(|(_, label)| **label != ABSENT_LABEL).flat_map(|(row, _)| row.to_vec()).collect()
+            rows.filter(|(_, label)| **label != ABSENT_LABEL)
+                .flat_map(|(row, _)| row.to_vec())
+                .collect()
         };
         let (ours, expected) = (of_present(cpu.logits(task)), of_present(reference.logits(task)));
         assert_close(&format!("{what} logits {task}"), &ours, &expected, 2e-6);
