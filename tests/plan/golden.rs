@@ -42,6 +42,25 @@ fn printed_plans() {
 fn printed_difference() {
     let (plans, counts) = plans(&["none", "lower:1"]);
     check("diff-none-lower-1", &plans[1].print_diff(&plans[0], &counts));
-    // A plan does not differ from itself: the heading alone is left.
-    assert_eq!(plans[0].print_diff(&plans[0], &counts).lines().count(), 1);
+}
+
+/// A plan does not differ from itself, and a freeze only takes away: an op that lost some of its
+/// outputs is shown as it was and as it is, never as a new one.
+#[test]
+fn differences_pair_what_belongs_together() {
+    let network = tiny_network(Family::Bert, 2, Pooling::Mean);
+    let counts = Counts::of(&random_batch(&network, &LENGTHS, 1));
+    for fused in [false, true] {
+        let plan = |spec| plan_of(&network, spec, &options(CAPACITY, true, Some(1.0)), fused);
+        let full = plan("none");
+        // The heading alone is left.
+        assert_eq!(full.print_diff(&full, &counts).lines().count(), 1);
+        for spec in ["name:*query.weight", "name:*LayerNorm.weight", "all+keep:*.bias", "backbone"]
+        {
+            let text = plan(spec).print_diff(&full, &counts);
+            assert!(text.lines().count() > 1);
+            let added = text.lines().filter(|line| line.trim_start().starts_with("+ "));
+            assert_eq!(added.collect::<Vec<_>>(), [""; 0], "{spec}");
+        }
+    }
 }

@@ -285,3 +285,41 @@ fn backward_dropout_is_the_forward_one() {
         }
     }
 }
+
+/// `verify` sees what it is there for.
+#[test]
+fn faulty_plans_are_refused() {
+    let network = network(Pooling::Mean);
+    let plan = pruned(&network, "none", true);
+    let fault = |change: &dyn Fn(&mut Plan)| {
+        let mut faulty = plan.clone();
+        change(&mut faulty);
+        faulty.verify().unwrap_err()
+    };
+    let missing = fault(&|plan| drop(plan.ops.remove(3)));
+    assert!(missing.contains("reads before anything wrote"), "{missing}");
+    let unordered = fault(&|plan| plan.ops.swap(4, 5));
+    assert!(unordered.contains("reads before anything wrote"), "{unordered}");
+    let twice = fault(&|plan| plan.ops.insert(4, plan.ops[3].clone()));
+    assert!(twice.contains("writes a second time"), "{twice}");
+    let headless = fault(&|plan| plan.ops.truncate(10));
+    assert!(headless.contains("has no loss"), "{headless}");
+    let overwritten = fault(&|plan| {
+        if let Some(Op::GemmFwd { parts, .. }) =
+            plan.ops.iter_mut().find(|op| matches!(op, Op::GemmFwd { .. }))
+        {
+            parts[0].out = parts[0].weight;
+        }
+    });
+    assert!(overwritten.contains("overwrites"), "{overwritten}");
+    let misshapen = fault(&|plan| {
+        let ffn = network.layers[0].ffn_in.weight;
+        let weight = plan.buffers.iter().position(|buffer| buffer.role == Role::Value(ffn));
+        if let Some(Op::GemmFwd { parts, .. }) =
+            plan.ops.iter_mut().find(|op| matches!(op, Op::GemmFwd { .. }))
+        {
+            parts[0].weight = frostline::plan::BufId(weight.unwrap());
+        }
+    });
+    assert!(misshapen.contains("does not go with"), "{misshapen}");
+}
