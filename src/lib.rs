@@ -4,14 +4,19 @@
 
 pub mod backend;
 pub mod batch;
+pub mod cli;
 pub mod data;
 pub mod error;
-mod files;
+pub mod files;
 pub mod freeze;
+pub mod measure;
 mod mmap;
 pub mod model;
 pub mod philox;
 pub mod plan;
+pub mod report;
+pub mod session;
 pub mod tensor;
+pub mod train;
 
 pub use error::{Error, Result};

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `frostline` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    frostline::cli::main(std::env::args_os())
+}

@@ -12,6 +12,7 @@
 //! own files; sizes that come from `config.json` (vocabulary, positions, padding id) and the label
 //! order of a trained model are handed in.
 
+pub mod corpus;
 mod dataset;
 mod formats;
 mod group;
@@ -22,6 +23,7 @@ mod source;
 mod table;
 mod tokenize;
 
+pub use corpus::{Corpus, Split, TokenRules};
 pub use dataset::{Dataset, Example, SourceCount, TaskInfo};
 pub use pack::{BatchLimit, Packer, Synthetic, epoch_order, synthetic};
 pub use random::SplitMix64;

@@ -2,7 +2,7 @@
 //!
 //! | part | freezes |
 //! |---|---|
-//! | `none` | nothing (and lets everything train again) |
+//! | `none` | nothing |
 //! | `all` | everything |
 //! | `backbone` | all that is not a head's, the pooler included |
 //! | `embeddings` | the tables and their LayerNorm |
@@ -67,12 +67,12 @@ impl FreezeSpec {
     /// A part that matches nothing there; the message says what there is to match.
     pub fn mask(&self, network: &Network) -> Result<FreezeMask> {
         let mut mask = FreezeMask::none(network.params.len());
-        for part in &self.parts {
+        for part in self.parts.iter().filter(|part| **part != Part::None) {
             self.check(part, network)?;
             let mut n_matched = 0;
             for (id, param) in network.param_ids().zip(&network.params) {
                 if part.matches(param, network) {
-                    mask.set(id, !matches!(part, Part::None | Part::Keep(_)));
+                    mask.set(id, !matches!(part, Part::Keep(_)));
                     n_matched += 1;
                 }
             }
@@ -118,7 +118,8 @@ impl FreezeSpec {
 impl Part {
     fn matches(&self, param: &Param, network: &Network) -> bool {
         match self {
-            Part::None | Part::All => true,
+            Part::None => false,
+            Part::All => true,
             Part::Backbone => !matches!(param.group, Group::Head(_)),
             Part::Embeddings => param.group == Group::Embeddings,
             Part::Pooler => param.group == Group::Pooler,
@@ -256,7 +257,8 @@ mod tests {
         let n_params = network().params.len();
         // BitFit: all biases, and the heads' two matrices.
         assert_eq!(frozen("all+keep:*.bias+keep:heads.*").len(), n_params - biases - 2);
-        assert_eq!(frozen("keep:*+backbone+none").len(), 0);
+        assert_eq!(frozen("backbone+none"), frozen("backbone"));
+        assert_eq!(frozen("backbone+keep:*").len(), 0);
         assert_eq!(frozen("backbone+keep:*pooler*").len(), n_params - 4 - 2);
     }
 

@@ -199,7 +199,7 @@ impl Fields {
     }
 
     fn check(&self, config: &Config) -> Result<()> {
-        if config.hidden_size % config.n_heads != 0 {
+        if !config.hidden_size.is_multiple_of(config.n_heads) {
             return Err(Error::content(
                 &self.path,
                 format!(

@@ -50,8 +50,8 @@ impl Counts {
     /// A batch that fills the capacity, every row labelled for each of `n_tasks` tasks.
     pub fn full(capacity: Capacity, n_tasks: usize) -> Self {
         let Capacity { tokens, sequences, max_length } = capacity;
-        let (n_longest, rest) =
-            if max_length == 0 { (0, 0) } else { (tokens / max_length, tokens % max_length) };
+        let n_longest = tokens.checked_div(max_length).unwrap_or(0);
+        let rest = tokens - n_longest * max_length;
         Self {
             tokens,
             sequences,

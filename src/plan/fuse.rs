@@ -12,7 +12,7 @@ pub fn fuse(plan: &Plan) -> Plan {
     let n_reads = count_reads(&plan.ops);
     let mut fused: Vec<Op> = Vec::with_capacity(plan.ops.len());
     for op in std::mem::take(&mut plan.ops) {
-        if let Err(op) = join(&mut fused, op, &n_reads) {
+        if let Some(op) = join(&mut fused, op, &n_reads) {
             fused.push(op);
         }
     }
@@ -29,13 +29,13 @@ fn count_reads(ops: &[Op]) -> HashMap<BufId, usize> {
 }
 
 /// Joins `op` into what was emitted before it, or gives it back.
-fn join(fused: &mut [Op], op: Op, n_reads: &HashMap<BufId, usize>) -> Result<(), Op> {
+fn join(fused: &mut [Op], op: Op, n_reads: &HashMap<BufId, usize>) -> Option<Op> {
     let is_read_once = |buf: BufId| n_reads.get(&buf) == Some(&1);
     if let Op::GemmWgrad { .. } | Op::BiasGrad { .. } = op {
         return join_wgrad(fused, op);
     }
     let Some(last) = fused.last_mut() else {
-        return Err(op);
+        return Some(op);
     };
     let joined = match (&*last, &op) {
         (
@@ -88,16 +88,16 @@ fn join(fused: &mut [Op], op: Op, n_reads: &HashMap<BufId, usize>) -> Result<(),
             dgamma: *dgamma,
             dbeta: *dbeta,
         },
-        _ => return Err(op),
+        _ => return Some(op),
     };
     *last = joined;
-    Ok(())
+    None
 }
 
 /// A bias gradient joins the weight gradient that reads the same `dout`; weight gradients that read
 /// the same `x` (query, key, value) become one op. Only the unbroken run of such ops at the end is
 /// looked at: they read what was there before the run, and write what only the optimizer reads.
-fn join_wgrad(fused: &mut [Op], op: Op) -> Result<(), Op> {
+fn join_wgrad(fused: &mut [Op], op: Op) -> Option<Op> {
     let run = fused
         .iter_mut()
         .rev()
@@ -110,17 +110,17 @@ fn join_wgrad(fused: &mut [Op], op: Op) -> Result<(), Op> {
             Op::BiasGrad { dout, dbias } => {
                 if let Some(part) = parts.iter_mut().find(|part| part.dout == *dout) {
                     part.dbias = Some(*dbias);
-                    return Ok(());
+                    return None;
                 }
             }
             Op::GemmWgrad { x: other, parts: more } if other == x => {
                 parts.extend(more);
-                return Ok(());
+                return None;
             }
             _ => {}
         }
     }
-    Err(op)
+    Some(op)
 }
 
 /// All optimizer updates become one op.

@@ -16,7 +16,8 @@ pub mod step;
 pub mod verify;
 
 use crate::batch::Batch;
-use crate::model::ParamId;
+use crate::freeze::FreezeMask;
+use crate::model::{Network, ParamId};
 use crate::tensor::DType;
 
 pub use cost::{Cost, Counts};
@@ -151,6 +152,11 @@ pub struct Plan {
     pub tasks: Vec<TaskOutputs>,
     /// The encoder's last hidden state, `[T, D]`.
     pub last_hidden: BufId,
+}
+
+/// The step that runs: written in full, pruned by the freeze, fused.
+pub fn compile(network: &Network, mask: &FreezeMask, options: &StepOptions) -> Plan {
+    fuse::fuse(&prune(&training_step(network, options), network, mask))
 }
 
 impl Plan {

@@ -47,7 +47,7 @@ pub fn erf(x: f32) -> f32 {
     let p = p * u + 3.836_813_4e-3;
     let p = p * u + 5.296_673e-2;
     let p = p * u + 1.919_396e-1;
-    let p = p * u + 1.128_379;
+    let p = p * u + std::f32::consts::FRAC_2_SQRT_PI;
     let q = 3.823_069e-5;
     let q = q * u + 1.181_718_2e-3;
     let q = q * u + 1.510_908_2e-2;

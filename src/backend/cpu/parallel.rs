@@ -23,11 +23,11 @@ pub fn for_pieces(out: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
 }
 
 /// A slice that may be absent, cut into pieces: absent pieces of absent slices.
-pub fn optional_pieces<'a>(
-    slice: Option<&'a mut [f32]>,
+pub fn optional_pieces(
+    slice: Option<&mut [f32]>,
     piece: usize,
     n_pieces: usize,
-) -> Vec<Option<&'a mut [f32]>> {
+) -> Vec<Option<&mut [f32]>> {
     match slice {
         Some(slice) => slice.chunks_mut(piece).map(Some).collect(),
         None => std::iter::repeat_with(|| None).take(n_pieces).collect(),

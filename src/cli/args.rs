@@ -1,0 +1,174 @@
+//! Options that several subcommands share.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use crate::data;
+use crate::model::{Config, ModelFolder, Network, Pooling, Source};
+use crate::{Error, Result};
+
+/// The model: a folder, or a published size.
+#[derive(clap::Args, Debug)]
+pub struct ModelArgs {
+    /// Model folder, as transformers or sentence-transformers writes it
+    #[arg(long, value_name = "DIR", required_unless_present = "arch", conflicts_with = "arch")]
+    pub model: Option<PathBuf>,
+    /// Published size with random weights: bert-base, bert-large, roberta-base, roberta-large,
+    /// distilbert-base, minilm-l6
+    #[arg(long, value_name = "NAME")]
+    pub arch: Option<String>,
+    /// How tokens become one vector [default: the model's own, else mean]
+    #[arg(long, value_enum)]
+    pub pooling: Option<Pooling>,
+}
+
+impl ModelArgs {
+    /// Opens what was asked for.
+    ///
+    /// # Errors
+    /// An unknown size, or a folder that is none.
+    pub fn source(&self) -> Result<Source> {
+        match (&self.model, &self.arch) {
+            (Some(dir), _) => Ok(Source::Folder(ModelFolder::open(dir)?)),
+            (None, Some(arch)) => Ok(Source::Published(Config::published(arch)?)),
+            (None, None) => Err(Error::usage("give --model DIR or --arch NAME")),
+        }
+    }
+}
+
+/// Where to compute.
+#[derive(clap::Args, Debug)]
+pub struct DeviceArgs {
+    /// Device to compute on
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Type of activations and matrices [default: f32 on the CPU]
+    #[arg(long, value_enum)]
+    pub dtype: Option<ComputeType>,
+    /// Threads of the CPU backend [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    Auto,
+    Cpu,
+    Cuda,
+    Emulated,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ComputeType {
+    F32,
+    Bf16,
+}
+
+impl DeviceArgs {
+    /// Checks that the device is here, and sets the number of threads for the whole process.
+    ///
+    /// # Errors
+    /// A device that this program cannot use, a type that the device does not compute in.
+    pub fn prepare(&self) -> Result<()> {
+        match self.device {
+            Device::Auto | Device::Cpu => {}
+            Device::Cuda => {
+                return Err(Error::Device(
+                    "--device cuda: this version has no CUDA kernels yet, use --device cpu".into(),
+                ));
+            }
+            Device::Emulated => {
+                return Err(Error::Device(
+                    "--device emulated: this version has no CUDA kernels yet to emulate, use \
+                     --device cpu"
+                        .into(),
+                ));
+            }
+        }
+        if self.dtype == Some(ComputeType::Bf16) {
+            return Err(Error::usage("--dtype bf16: the CPU computes in f32 only"));
+        }
+        if let Some(n) = self.threads {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(usize::from(n))
+                .build_global()
+                .map_err(|e| Error::Run(format!("--threads {n}: {e}")))?;
+        }
+        Ok(())
+    }
+}
+
+/// `NAME=N`: a task without data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskSize {
+    pub name: String,
+    pub n_labels: usize,
+}
+
+/// Parses `NAME=N`; None where what stands behind the sign is no number.
+///
+/// # Errors
+/// No sign, or a name that no tensor could bear.
+pub fn parse_task_size(text: &str) -> Result<Option<TaskSize>> {
+    let Some((name, size)) = text.split_once('=') else {
+        return Err(Error::usage(format!("--task {text}: expected NAME=N or NAME=FILE")));
+    };
+    data::check_task_name(name)?;
+    Ok(size.parse().ok().map(|n_labels| TaskSize { name: name.to_owned(), n_labels }))
+}
+
+/// Parses tasks that must all be `NAME=N`.
+///
+/// # Errors
+/// As [`parse_task_size`], and a task whose size is no number.
+pub fn task_sizes(texts: &[String]) -> Result<Vec<(String, usize)>> {
+    let one = |text: &String| match parse_task_size(text)? {
+        Some(task) => Ok((task.name, task.n_labels)),
+        None => Err(Error::usage(format!(
+            "--task {text}: expected NAME=N, N the number of labels (2 or more)"
+        ))),
+    };
+    texts.iter().map(one).collect()
+}
+
+/// The network of a command that needs no data: the tasks that were named, else the model's own,
+/// else one of two labels.
+///
+/// # Errors
+/// As [`Source::network`].
+pub fn network_for(source: &Source, tasks: &[String], pooling: Option<Pooling>) -> Result<Network> {
+    let mut sizes = task_sizes(tasks)?;
+    if sizes.is_empty() {
+        sizes = (source.known_labels().into_iter())
+            .map(|(task, labels)| (task, labels.len()))
+            .collect();
+    }
+    if sizes.is_empty() {
+        sizes.push(("task".to_owned(), 2));
+    }
+    source.network(&sizes, pooling)
+}
+
+/// Refuses a file that could not be written later because its folder is missing.
+///
+/// # Errors
+/// The folder is not there.
+pub fn check_parent(option: &str, path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    match parent {
+        Some(parent) if !parent.is_dir() => Err(Error::content(
+            path,
+            format!("{option}: the folder {} is missing", parent.display()),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Parses a whole number from 1.
+pub fn positive(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("expected a whole number from 1".into()),
+    }
+}

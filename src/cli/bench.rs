@@ -1,0 +1,246 @@
+//! `frostline bench`: every freeze scenario on the same data, measured beside its prediction.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::args::{DeviceArgs, ModelArgs, parse_task_size, positive, task_sizes};
+use super::data_args::{DataArgs, longest};
+use super::step::Rates;
+use super::train::TrainingArgs;
+use super::{bench_training, memory_probe, print, print_json, progress};
+use crate::batch::Batch;
+use crate::data::{Corpus, Synthetic, synthetic};
+use crate::freeze::FreezeSpec;
+use crate::measure::Ceilings;
+use crate::measure::scenarios::{MeasureOptions, Scenario, measure};
+use crate::model::{Network, Source};
+use crate::plan::Capacity;
+use crate::report::environment::Environment;
+use crate::report::{Row, json as json_report, table};
+use crate::session::Session;
+use crate::{Error, Result};
+
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example: frostline bench --arch bert-base --task topic=4 --batch-size 8 \
+                        --scenarios none,lower:6,backbone,all --rounds 10")]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Freeze specs to measure, separated by commas; none, the baseline, is always measured
+    #[arg(long, value_name = "SPECS", value_delimiter = ',', default_value = "none,backbone,all")]
+    scenarios: Vec<String>,
+    /// Measured steps of each scenario
+    #[arg(long, default_value_t = 20, value_parser = positive)]
+    rounds: usize,
+    /// Steps of each scenario before them that do not count
+    #[arg(long, default_value_t = 3)]
+    warmup: usize,
+    /// Train every scenario on the data too, and show what the freeze does to accuracy
+    #[arg(long)]
+    train: bool,
+    /// With --train: trained model whose heads a scenario with a frozen head starts from [default:
+    /// heads that are trained with the backbone frozen]
+    #[arg(long, value_name = "DIR", requires = "train")]
+    pub init: Option<PathBuf>,
+    #[command(flatten)]
+    pub training: TrainingArgs,
+    #[command(flatten)]
+    pub rates: Rates,
+    /// Seed of everything that is random
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    /// TOML file with options; what is typed overrides it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// What the steps run on.
+enum Workload {
+    Real(Box<Corpus>),
+    /// Sizes of the tasks; every row has this many tokens.
+    Synthetic(Vec<(String, usize)>, usize),
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let specs = scenario_specs(&args.scenarios)?;
+    args.device.prepare()?;
+    let source = args.model.source()?;
+    let workload = workload(args, &source)?;
+    let sizes = match &workload {
+        Workload::Real(corpus) => corpus.task_sizes(),
+        Workload::Synthetic(sizes, _) => sizes.clone(),
+    };
+    let network = source.network(&sizes, args.model.pooling)?;
+    let scenarios = (specs.iter())
+        .map(|spec| Ok(Scenario { freeze: spec.text().to_owned(), mask: spec.mask(&network)? }))
+        .collect::<Result<Vec<_>>>()?;
+    let batches = batches(args, &workload, &network)?;
+    let initial = source.initial_values(&network, args.seed)?;
+
+    let capacity = Capacity::of(&batches);
+    let bar = progress::bar(scenarios.len() as u64, "measuring memory");
+    let peaks: Vec<Option<usize>> = (scenarios.iter())
+        .map(|scenario| {
+            bar.inc(1);
+            let clip = args.rates.clip();
+            memory_probe::measure(&args.model, &network, &scenario.freeze, capacity, clip)
+        })
+        .collect();
+    bar.finish_and_clear();
+    let ceilings = Ceilings::of_cpu();
+    let options = MeasureOptions {
+        n_rounds: args.rounds,
+        n_warmup: args.warmup,
+        learning_rate: args.rates.learning_rate,
+        head_learning_rate: args.rates.of_heads(),
+        weight_decay: args.rates.weight_decay,
+        max_grad_norm: args.rates.clip(),
+        seed: args.seed,
+    };
+    let n_steps = (args.rounds + args.warmup) * scenarios.len();
+    let bar = progress::bar(n_steps as u64, "measuring steps");
+    let mut session = Session::on_cpu(network, initial.clone());
+    let measured = measure(&mut session, &scenarios, &batches, &ceilings, &options, |freeze| {
+        bar.set_message(format!("measuring {freeze}"));
+        bar.inc(1);
+    })?;
+    bar.finish_and_clear();
+    let network = session.network().clone();
+    drop(session);
+
+    let trainings = match &workload {
+        Workload::Real(corpus) if args.train => {
+            bench_training::run(args, &source, &network, corpus, &scenarios, &initial)?
+        }
+        _ => scenarios.iter().map(|_| None).collect(),
+    };
+    let rows: Vec<Row> = measured
+        .into_iter()
+        .zip(peaks)
+        .zip(trainings)
+        .map(|((measurement, peak_measured), training)| Row {
+            measurement,
+            peak_measured,
+            training,
+        })
+        .collect();
+    report(args, &network, &batches, &ceilings, &rows)
+}
+
+/// The specs as typed, the baseline first.
+fn scenario_specs(texts: &[String]) -> Result<Vec<FreezeSpec>> {
+    let mut specs = vec![FreezeSpec::parse("none")?];
+    for text in texts {
+        let spec = FreezeSpec::parse(text)?;
+        if !specs.contains(&spec) {
+            specs.push(spec);
+        }
+    }
+    Ok(specs)
+}
+
+fn workload(args: &Args, source: &Source) -> Result<Workload> {
+    let mut n_sized = 0;
+    for text in &args.data.tasks {
+        n_sized += usize::from(parse_task_size(text)?.is_some());
+    }
+    if n_sized == 0 {
+        return Ok(Workload::Real(Box::new(args.data.corpus(source, args.seed)?)));
+    }
+    if args.train {
+        return Err(Error::usage("--train needs data: give every task as NAME=FILE"));
+    }
+    let length = longest(args.data.max_length, source.config(), 128)?;
+    Ok(Workload::Synthetic(task_sizes(&args.data.tasks)?, length))
+}
+
+/// One batch a round, as far as the data reach.
+fn batches(args: &Args, workload: &Workload, network: &Network) -> Result<Vec<Batch>> {
+    let n_batches = args.rounds + args.warmup;
+    match workload {
+        Workload::Real(corpus) => {
+            let epoch = corpus.epoch(args.data.limit(), args.seed, 0)?;
+            // The last batch of an epoch may be a remainder, which would measure something else.
+            let n_full = epoch.len().saturating_sub(1).max(1);
+            let chosen = epoch.iter().take(n_full.min(n_batches));
+            Ok(chosen.map(|indices| corpus.pack(&corpus.train, indices)).collect())
+        }
+        Workload::Synthetic(sizes, length) => {
+            let n_sequences = match args.data.batch_tokens {
+                Some(tokens) => (tokens / length).max(1),
+                None => args.data.batch_size,
+            };
+            let shape = Synthetic {
+                n_sequences,
+                length: *length,
+                vocab_size: network.config.vocab_size,
+                pad_id: network.config.pad_token_id.map(|id| id as usize),
+                n_labels: sizes.iter().map(|(_, n_labels)| *n_labels).collect(),
+                positions: network.config.position_scheme(),
+            };
+            Ok(vec![synthetic(&shape, args.seed)?])
+        }
+    }
+}
+
+fn report(
+    args: &Args,
+    network: &Network,
+    batches: &[Batch],
+    ceilings: &Ceilings,
+    rows: &[Row],
+) -> Result<()> {
+    let environment = Environment::of_cpu();
+    let n_tokens: usize = batches.iter().map(Batch::n_tokens).sum();
+    let mean_tokens = n_tokens as f64 / batches.len() as f64;
+    if args.json {
+        let settings = json!({
+            "model": args.model.model,
+            "arch": args.model.arch,
+            "pooling": network.pooling,
+            "tasks": args.data.tasks,
+            "batch_size": args.data.batch_size,
+            "batch_tokens": args.data.batch_tokens,
+            "max_length": args.data.max_length,
+            "mean_tokens": mean_tokens,
+            "rounds": args.rounds,
+            "warmup": args.warmup,
+            "seed": args.seed,
+        });
+        return print_json(&json_report::document(&environment, settings, ceilings, rows));
+    }
+    let mut text = format!(
+        "{}\n{} parameters, batches of {:.0} tokens in {} sequences, {} rounds; ceilings {:.0} \
+         GFLOP/s, {:.1} GB/s\n\n{}\n{}",
+        environment.line(),
+        network.n_values(),
+        mean_tokens,
+        batches[0].n_sequences(),
+        args.rounds,
+        ceilings.gemm_flops_per_second / 1e9,
+        ceilings.copy_bytes_per_second / 1e9,
+        table::time(rows),
+        table::memory(rows)
+    );
+    let quality = table::quality(rows);
+    if !quality.is_empty() {
+        text += &format!("\n{quality}");
+    }
+    for row in rows.iter().filter(|row| !row.measurement.outliers.is_empty()) {
+        let times = &row.measurement.times_ms;
+        let far: Vec<String> = (row.measurement.outliers.iter())
+            .map(|&round| format!("{:.1} ms in round {}", times[round], round + 1))
+            .collect();
+        let freeze = &row.measurement.freeze;
+        text += &format!("\noutliers of {freeze}, counted all the same: {}", far.join(", "));
+    }
+    print(&(text.trim_end().to_owned() + "\n"))
+}

@@ -1,0 +1,118 @@
+//! Options about data, and the way from them to a corpus.
+
+use super::args::parse_task_size;
+use super::progress;
+use crate::data::{BatchLimit, Corpus, Dataset, TaskSource, TokenRules, model_max_length};
+use crate::model::{Config, ModelFolder, Source};
+use crate::{Error, Result};
+
+/// Where the labelled texts are, and how they are cut into batches.
+#[derive(clap::Args, Debug)]
+pub struct DataArgs {
+    /// A task and its file: CSV, TSV or JSON lines (repeatable); columns default to `text`, and to
+    /// the task's name or `label`
+    #[arg(long = "task", value_name = "NAME=FILE[:TEXT[:LABEL]]", required = true)]
+    pub tasks: Vec<String>,
+    /// Evaluation rows of a task; else a `split` column, else --holdout
+    #[arg(long = "eval", value_name = "NAME=FILE[:TEXT[:LABEL]]")]
+    pub evals: Vec<String>,
+    /// Share of rows held out for evaluation where no file or column says which
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    pub holdout: f64,
+    /// Sequences of a batch
+    #[arg(
+        long,
+        aliases = ["batch_size", "per_device_train_batch_size"],
+        default_value_t = 32,
+        value_parser = super::args::positive
+    )]
+    pub batch_size: usize,
+    /// Fill batches up to this many tokens instead
+    #[arg(long, alias = "batch_tokens", value_name = "N", value_parser = super::args::positive)]
+    pub batch_tokens: Option<usize>,
+    /// Cut texts to this many tokens [default: the model's longest, at most 512]
+    #[arg(long, alias = "max_length", value_name = "N", value_parser = super::args::positive)]
+    pub max_length: Option<usize>,
+}
+
+impl DataArgs {
+    /// How batches are cut.
+    pub fn limit(&self) -> BatchLimit {
+        match self.batch_tokens {
+            Some(n) => BatchLimit::Tokens(n),
+            None => BatchLimit::Sequences(self.batch_size),
+        }
+    }
+
+    /// Reads and tokenises the data for a model, telling people on stderr what was read.
+    ///
+    /// # Errors
+    /// What is wrong with a file, a column, a label, or the tokenizer.
+    pub fn corpus(&self, source: &Source, seed: u64) -> Result<Corpus> {
+        let Source::Folder(folder) = source else {
+            return Err(Error::usage(
+                "--arch has no tokenizer for a file: use --task NAME=N for synthetic tokens, or \
+                 --model DIR",
+            ));
+        };
+        if let Some(text) = self.tasks.iter().find(|t| matches!(parse_task_size(t), Ok(Some(_)))) {
+            return Err(Error::usage(format!("--task {text}: expected NAME=FILE, not a number")));
+        }
+        let parse = |texts: &[String]| -> Result<Vec<TaskSource>> {
+            texts.iter().map(|text| TaskSource::parse(text)).collect()
+        };
+        let (tasks, evals) = (parse(&self.tasks)?, parse(&self.evals)?);
+        let known: Vec<(String, Vec<String>)> = (source.known_labels().into_iter())
+            .filter(|(name, _)| tasks.iter().any(|task| task.name == *name))
+            .collect();
+        let known = (!known.is_empty()).then_some(known.as_slice());
+        let dataset = Dataset::load(&tasks, &evals, self.holdout, seed, known)?;
+        for count in &dataset.sources {
+            eprintln!(
+                "{}: {} rows read, {} skipped ({} without text, {} without label), {} to train, \
+                 {} to evaluate",
+                count.path.display(),
+                count.rows_read,
+                count.rows_skipped,
+                count.blank_texts,
+                count.unlabelled,
+                count.train,
+                count.eval
+            );
+        }
+        let rules = TokenRules {
+            vocab_size: folder.config.vocab_size,
+            max_length: self.longest(folder)?,
+            positions: folder.config.position_scheme(),
+        };
+        let n_texts = dataset.train.len() + dataset.eval.len();
+        let bar = progress::bar(n_texts as u64, "tokenising");
+        let corpus = Corpus::new(dataset, &folder.dir, rules, |n| bar.inc(n as u64))?;
+        bar.finish_and_clear();
+        let n_truncated = corpus.train.n_truncated() + corpus.eval.n_truncated();
+        if n_truncated > 0 {
+            eprintln!("{n_truncated} of {n_texts} texts were cut at {} tokens", rules.max_length);
+        }
+        Ok(corpus)
+    }
+
+    fn longest(&self, folder: &ModelFolder) -> Result<usize> {
+        let own = model_max_length(&folder.dir)?.unwrap_or(usize::MAX);
+        longest(self.max_length, &folder.config, own.min(512))
+    }
+}
+
+/// The longest sequence: what was asked for if the model can read it, else `default`.
+///
+/// # Errors
+/// A length beyond the model's position table.
+pub fn longest(asked: Option<usize>, config: &Config, default: usize) -> Result<usize> {
+    let most = config.max_length();
+    match asked {
+        Some(n) if n > most => {
+            Err(Error::usage(format!("--max-length {n}: the model reads at most {most} tokens")))
+        }
+        Some(n) => Ok(n),
+        None => Ok(default.min(most)),
+    }
+}

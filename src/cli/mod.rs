@@ -1,0 +1,105 @@
+//! The command line: typed arguments in, a call, a rendering out. One file per subcommand.
+
+mod args;
+mod batch_file;
+mod bench;
+mod bench_training;
+mod data_args;
+mod memory_probe;
+mod plan;
+mod progress;
+mod settings;
+mod step;
+mod train;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::Error;
+
+/// Fine-tunes BERT-family encoders with part of the network frozen, and measures what the freeze
+/// really saves.
+#[derive(Parser, Debug)]
+#[command(name = "frostline", version, args_override_self = true, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Measure the step of every freeze scenario on the same data, beside its prediction
+    Bench(Box<bench::Args>),
+    /// Train with one freeze spec and write a model folder
+    Train(Box<train::Args>),
+    /// Print the plan of a training step, its cost and memory; needs config.json alone
+    Plan(plan::Args),
+    /// Run training steps on a given batch and dump losses, logits, gradients and parameters
+    Step(step::Args),
+    /// The growth of this process's memory over one scenario's steps, for bench
+    #[command(hide = true)]
+    MemoryProbe(memory_probe::Args),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command that `args` (the program's name first) asks for.
+///
+/// Text for people goes to stderr, results to stdout; errors are one block on stderr, and the exit
+/// status is [`Error::exit_code`].
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let outcome = settings::expand(args.into_iter().collect(), &Cli::command()).and_then(|args| {
+        let matches = Cli::command().try_get_matches_from(args);
+        match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+            Ok(cli) => run(cli.command),
+            // Help and version are "errors" that print to stdout with status 0.
+            Err(error) => error.exit(),
+        }
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // When stderr is gone there is nobody to tell.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Error> {
+    match command {
+        Command::Bench(args) => bench::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::MemoryProbe(args) => memory_probe::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Step(args) => step::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "frostline",
+                &mut std::io::stdout(),
+            );
+            Ok(())
+        }
+    }
+}
+
+/// Prints a result to stdout; a closed pipe is no error.
+fn print(text: &str) -> Result<(), Error> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("stdout", e)),
+        _ => Ok(()),
+    }
+}
+
+/// Prints one JSON document to stdout.
+fn print_json(value: &serde_json::Value) -> Result<(), Error> {
+    print(&format!("{value:#}\n"))
+}

@@ -1,0 +1,92 @@
+//! `--config FILE`: a TOML file that holds options, which the command line overrides.
+//!
+//! Its keys are the options' long names (or aliases), `-` and `_` alike; a list gives an option
+//! several times; `true` sets a flag.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::Command;
+use toml::Value;
+
+use crate::{Error, Result};
+
+/// Puts the options of the file that `--config` names behind the subcommand, before what was typed.
+///
+/// # Errors
+/// A file that cannot be read, is not TOML, or has a key that the subcommand does not know.
+pub fn expand(args: Vec<OsString>, command: &Command) -> Result<Vec<OsString>> {
+    let Some((at, path)) = find(&args) else {
+        return Ok(args);
+    };
+    let name = args.get(1).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let Some(subcommand) = command.find_subcommand(&name) else {
+        // Clap will say what is wrong with the subcommand.
+        return Ok(args);
+    };
+    let path = Path::new(&path);
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let table: toml::Table = toml::from_str(&text)
+        .map_err(|e| Error::content(path, format!("is not TOML: {}", e.message())))?;
+    let typed: Vec<OsString> =
+        args.iter().enumerate().filter(|(i, _)| !at.contains(i)).map(|(_, a)| a.clone()).collect();
+    let mut expanded: Vec<OsString> = typed[..2].to_vec();
+    for (key, value) in &table {
+        let names = option_names(subcommand, key).ok_or_else(|| {
+            Error::content(path, format!("{key}: frostline {name} has no such option"))
+        })?;
+        if !typed.iter().any(|arg| is_one_of(arg, &names)) {
+            for value in values(path, key, value)? {
+                expanded.push(format!("--{}{value}", names[0]).into());
+            }
+        }
+    }
+    expanded.extend_from_slice(&typed[2..]);
+    Ok(expanded)
+}
+
+/// Places and value of `--config FILE` or `--config=FILE`.
+fn find(args: &[OsString]) -> Option<(Vec<usize>, OsString)> {
+    args.iter().enumerate().find_map(|(at, arg)| {
+        let text = arg.to_str()?;
+        if text == "--config" {
+            return Some((vec![at, at + 1], args.get(at + 1)?.clone()));
+        }
+        text.strip_prefix("--config=").map(|path| (vec![at], path.into()))
+    })
+}
+
+/// Long name and aliases of the option called `key`.
+fn option_names(command: &Command, key: &str) -> Option<Vec<String>> {
+    let key = key.replace('_', "-");
+    command.get_arguments().find_map(|arg| {
+        let aliases = arg.get_all_aliases().unwrap_or_default();
+        let names: Vec<String> =
+            arg.get_long().into_iter().chain(aliases).map(str::to_owned).collect();
+        names.iter().any(|name| name.replace('_', "-") == key).then_some(names)
+    })
+}
+
+fn is_one_of(arg: &OsString, names: &[String]) -> bool {
+    let Some(long) = arg.to_str().and_then(|text| text.strip_prefix("--")) else {
+        return false;
+    };
+    let typed = long.split_once('=').map_or(long, |(name, _)| name);
+    names.iter().any(|name| name == typed)
+}
+
+/// What stands behind the option's name, once for each time that it is given.
+fn values(path: &Path, key: &str, value: &Value) -> Result<Vec<String>> {
+    let one = |value: &Value| match value {
+        Value::String(text) => Ok(format!("={text}")),
+        Value::Integer(n) => Ok(format!("={n}")),
+        Value::Float(x) => Ok(format!("={x}")),
+        _ => Err(Error::content(path, format!("{key} is {value}: expected a text or a number"))),
+    };
+    match value {
+        Value::Boolean(true) => Ok(vec![String::new()]),
+        Value::Boolean(false) => Ok(Vec::new()),
+        Value::Array(items) => items.iter().map(one).collect(),
+        _ => Ok(vec![one(value)?]),
+    }
+}

@@ -1,0 +1,179 @@
+//! `frostline step`: the parity door. Steps on a given batch, and everything that they computed.
+
+use std::path::PathBuf;
+
+use super::args::{DeviceArgs, ModelArgs, check_parent, task_sizes};
+use super::{batch_file, print, print_json};
+use crate::Result;
+use crate::backend::{StepState, Timing};
+use crate::freeze::FreezeSpec;
+use crate::model::weights::{self, NamedTensor};
+use crate::plan::{Capacity, StepOptions};
+use crate::session::{Session, Step, StepOutcome};
+use crate::tensor::DType;
+
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example: frostline step --model minilm --batch batch.safetensors \
+                        --task topic=5 --freeze lower:3 --dump out.safetensors")]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// safetensors with input_ids, attention_mask, labels.<task> and perhaps token_type_ids
+    #[arg(long, value_name = "FILE")]
+    batch: PathBuf,
+    /// A head and its number of labels (repeatable)
+    #[arg(long = "task", value_name = "NAME=N", required = true)]
+    tasks: Vec<String>,
+    /// Freeze spec, see frostline plan --help
+    #[arg(long, value_name = "SPEC", default_value = "none")]
+    freeze: String,
+    /// Number of steps, all on the same batch
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    steps: u64,
+    #[command(flatten)]
+    rates: Rates,
+    /// Seed of heads that the model lacks
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// safetensors to write: losses, logits and gradients of the first step, and with several steps
+    /// the parameters after the last
+    #[arg(long, value_name = "FILE")]
+    dump: PathBuf,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    /// TOML file with options; what is typed overrides it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// AdamW's settings.
+#[derive(clap::Args, Debug)]
+pub struct Rates {
+    /// Learning rate
+    #[arg(long, alias = "learning_rate", default_value_t = 5e-5, value_parser = rate)]
+    pub learning_rate: f32,
+    /// Learning rate of the heads [default: the learning rate]
+    #[arg(long, alias = "head_learning_rate", value_parser = rate)]
+    pub head_learning_rate: Option<f32>,
+    /// Weight decay of everything but biases and LayerNorm parameters
+    #[arg(long, alias = "weight_decay", default_value_t = 0.01, value_parser = rate)]
+    pub weight_decay: f32,
+    /// Clip gradients to this global norm, 0 for no clipping
+    #[arg(long, alias = "max_grad_norm", default_value_t = 1.0, value_parser = rate)]
+    pub max_grad_norm: f32,
+}
+
+impl Rates {
+    /// The norm to clip to.
+    pub fn clip(&self) -> Option<f32> {
+        (self.max_grad_norm > 0.0).then_some(self.max_grad_norm)
+    }
+
+    /// The heads' learning rate.
+    pub fn of_heads(&self) -> f32 {
+        self.head_learning_rate.unwrap_or(self.learning_rate)
+    }
+}
+
+/// Parses a finite number that is not negative.
+pub fn rate(text: &str) -> std::result::Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
+        _ => Err("expected a number from 0".into()),
+    }
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let tasks = task_sizes(&args.tasks)?;
+    let spec = FreezeSpec::parse(&args.freeze)?;
+    args.device.prepare()?;
+    check_parent("--dump", &args.dump)?;
+    let source = args.model.source()?;
+    let network = source.network(&tasks, args.model.pooling)?;
+    let mask = spec.mask(&network)?;
+    let batch = batch_file::read(&args.batch, &network)?;
+    let values = source.initial_values(&network, args.seed)?;
+
+    let mut session = Session::on_cpu(network, values);
+    let step = session.compile(
+        &mask,
+        &StepOptions {
+            capacity: Capacity::of([&batch]),
+            compute: DType::F32,
+            dropout: false,
+            max_grad_norm: args.rates.clip(),
+        },
+    )?;
+    let state = |number| StepState {
+        step: number,
+        learning_rate: args.rates.learning_rate,
+        head_learning_rate: args.rates.of_heads(),
+        weight_decay: args.rates.weight_decay,
+        seed: args.seed,
+    };
+    let first = session.run(&step, &batch, &state(1), Timing::Off)?;
+    let mut dump = first_step(&session, &step, &first);
+    let mut last = first.clone();
+    for number in 2..=args.steps {
+        last = session.run(&step, &batch, &state(number), Timing::Off)?;
+    }
+    if args.steps > 1 {
+        let network = session.network();
+        dump.extend(network.param_ids().map(|id| {
+            let param = network.param(id);
+            let name = format!("param.{}", param.name);
+            NamedTensor::f32(name, param.shape.clone(), &session.value(id))
+        }));
+    }
+    weights::write(&args.dump, &dump)?;
+    report(args, &session, &first, &last)
+}
+
+/// Losses, logits and gradients of the first step.
+fn first_step(session: &Session, step: &Step, outcome: &StepOutcome) -> Vec<NamedTensor> {
+    let network = session.network();
+    let mut dump = vec![NamedTensor::f32("loss", vec![1], &[outcome.loss()])];
+    for (task, head) in network.heads.iter().enumerate() {
+        let loss = format!("loss.{}", head.task);
+        dump.push(NamedTensor::f32(loss, vec![1], &[outcome.losses[task]]));
+        let logits = session.logits(step, task);
+        let shape = vec![logits.len() / head.n_labels, head.n_labels];
+        dump.push(NamedTensor::f32(format!("logits.{}", head.task), shape, &logits));
+    }
+    for id in network.param_ids() {
+        if let Some(gradient) = session.gradient(step, id) {
+            let param = network.param(id);
+            let name = format!("grad.{}", param.name);
+            dump.push(NamedTensor::f32(name, param.shape.clone(), &gradient));
+        }
+    }
+    dump
+}
+
+fn report(args: &Args, session: &Session, first: &StepOutcome, last: &StepOutcome) -> Result<()> {
+    let tasks = session.network().task_names();
+    if args.json {
+        let losses = |outcome: &StepOutcome| -> serde_json::Map<String, serde_json::Value> {
+            let named = tasks.iter().zip(&outcome.losses);
+            named.map(|(task, loss)| ((*task).to_owned(), serde_json::json!(loss))).collect()
+        };
+        return print_json(&serde_json::json!({
+            "dump": args.dump,
+            "steps": args.steps,
+            "loss": first.loss(),
+            "losses": losses(first),
+            "last_losses": losses(last),
+            "grad_norm": first.grad_norm,
+        }));
+    }
+    let named = tasks.iter().zip(&first.losses);
+    let losses: Vec<String> = named.map(|(task, loss)| format!("{task} {loss:.6}")).collect();
+    let mut text = format!("loss {:.6} ({})\n", first.loss(), losses.join(", "));
+    if args.steps > 1 {
+        text += &format!("loss before step {}: {:.6}\n", args.steps, last.loss());
+    }
+    print(&format!("{text}wrote {}\n", args.dump.display()))
+}

@@ -1,0 +1,261 @@
+//! `frostline train`: trains with one freeze, and writes a model folder.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use super::args::{DeviceArgs, ModelArgs, check_parent};
+use super::data_args::DataArgs;
+use super::step::Rates;
+use super::{print, print_json, progress};
+use crate::freeze::FreezeSpec;
+use crate::model::Source;
+use crate::model::folder::{Settings, TaskSettings, TrainedModel, write_model};
+use crate::session::Session;
+use crate::train::{
+    FreezeProof, LogLine, Observer, Quality, Schedule, TrainOptions, TrainOutcome, Warmup,
+    prove_frozen, train,
+};
+use crate::{Error, Result, files};
+
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example: frostline train --model demo/minilm \
+                        --task topic=demo/feedback_products.tsv \
+                        --task sentiment=demo/feedback_products.tsv \
+                        --freeze lower:3 --head-learning-rate 1e-3 --output trained")]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Freeze spec, see frostline plan --help
+    #[arg(long, value_name = "SPEC", default_value = "none")]
+    freeze: String,
+    #[command(flatten)]
+    training: TrainingArgs,
+    #[command(flatten)]
+    rates: Rates,
+    /// Seed of the order of examples, of dropout and of new heads
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Folder to write: a model that can be loaded again, and train_log.jsonl
+    #[arg(long, alias = "output_dir", value_name = "DIR")]
+    output: PathBuf,
+    /// Replace the output folder if it is there
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    /// TOML file with options; what is typed overrides it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// How long to train, and how the rate changes.
+#[derive(clap::Args, Debug)]
+pub struct TrainingArgs {
+    /// Epochs over the training rows
+    #[arg(long, alias = "num_train_epochs", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub num_train_epochs: u64,
+    /// Steps instead of epochs
+    #[arg(long, alias = "max_steps", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_steps: Option<u64>,
+    /// Steps of warm-up; under 1 a share of all steps
+    #[arg(long, aliases = ["warmup_steps", "warmup_ratio"], default_value = "0.1", value_parser = warmup)]
+    pub warmup_steps: Warmup,
+    /// Learning rate behind the warm-up
+    #[arg(long, alias = "lr_scheduler_type", value_enum, default_value_t = Schedule::Linear)]
+    pub lr_scheduler_type: Schedule,
+}
+
+fn warmup(text: &str) -> std::result::Result<Warmup, String> {
+    match text.parse::<f64>() {
+        Ok(ratio) if (0.0..1.0).contains(&ratio) => Ok(Warmup::Ratio(ratio)),
+        Ok(steps) if steps >= 1.0 && steps.fract() == 0.0 && steps < 1e15 => {
+            Ok(Warmup::Steps(steps as u64))
+        }
+        _ => Err("expected a share under 1, or a whole number of steps".into()),
+    }
+}
+
+impl TrainingArgs {
+    /// The options of a run.
+    pub fn options(&self, data: &DataArgs, rates: &Rates, seed: u64) -> TrainOptions {
+        TrainOptions {
+            limit: data.limit(),
+            n_epochs: self.num_train_epochs,
+            max_steps: self.max_steps,
+            learning_rate: rates.learning_rate,
+            head_learning_rate: rates.of_heads(),
+            weight_decay: rates.weight_decay,
+            max_grad_norm: rates.clip(),
+            warmup: self.warmup_steps,
+            schedule: self.lr_scheduler_type,
+            seed,
+        }
+    }
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let spec = FreezeSpec::parse(&args.freeze)?;
+    args.device.prepare()?;
+    check_parent("--output", &args.output)?;
+    if args.output.exists() && !args.overwrite {
+        return Err(Error::usage(format!(
+            "--output {}: is there already, name another or add --overwrite",
+            args.output.display()
+        )));
+    }
+    let source = args.model.source()?;
+    let corpus = args.data.corpus(&source, args.seed)?;
+    let network = source.network(&corpus.task_sizes(), args.model.pooling)?;
+    let mask = spec.mask(&network)?;
+    let initial = source.initial_values(&network, args.seed)?;
+    let n_values = network.n_values();
+    let mut session = Session::on_cpu(network, initial.clone());
+    let options = args.training.options(&args.data, &args.rates, args.seed);
+    let mut observer = Bar::new();
+    let outcome = train(&mut session, &corpus, &mask, &options, &mut observer)?;
+    observer.finish();
+    let proof = prove_frozen(&session, &outcome.trained, source.weights(), &initial)?;
+
+    let origin = match &source {
+        Source::Folder(folder) => Some(folder),
+        Source::Published(_) => None,
+    };
+    let network = session.network();
+    let labels = |labels: &[String]| TaskSettings { labels: labels.to_vec() };
+    let model = TrainedModel {
+        network,
+        origin,
+        settings: Settings {
+            pooling: Some(network.pooling),
+            tasks: BTreeMap::from_iter(
+                corpus.tasks.iter().map(|task| (task.name.clone(), labels(&task.labels))),
+            ),
+            freeze: Some(args.freeze.clone()),
+        },
+        trained: (network.param_ids())
+            .map(|id| outcome.trained.contains(&id).then(|| session.value(id)))
+            .collect(),
+        initial: &initial,
+    };
+    write_folder(&args.output, &model, &outcome)?;
+    report(args, &outcome, proof, n_values)
+}
+
+/// Writes everything beside, then puts it in its place.
+fn write_folder(output: &Path, model: &TrainedModel, outcome: &TrainOutcome) -> Result<()> {
+    let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let beside = tempfile::Builder::new()
+        .prefix(".frostline-")
+        .permissions(files::folder_permissions())
+        .tempdir_in(parent)
+        .map_err(|e| Error::io(parent, e))?;
+    let written = beside.path().join("model");
+    std::fs::create_dir(&written).map_err(|e| Error::io(&written, e))?;
+    write_model(&written, model)?;
+    let lines: Vec<String> = outcome.log.iter().map(|line| json!(line).to_string()).collect();
+    let log = lines.join("\n") + "\n";
+    files::write_atomically(&written.join("train_log.jsonl"), log.as_bytes())?;
+    if output.exists() {
+        let old = beside.path().join("old");
+        std::fs::rename(output, &old).map_err(|e| Error::io(output, e))?;
+    }
+    std::fs::rename(&written, output).map_err(|e| Error::io(output, e))
+}
+
+fn report(args: &Args, outcome: &TrainOutcome, proof: FreezeProof, n_values: usize) -> Result<()> {
+    let seconds = outcome.train_time.as_secs_f64();
+    if args.json {
+        return print_json(&json!({
+            "output": args.output,
+            "freeze": args.freeze,
+            "steps": outcome.n_steps,
+            "train_runtime": seconds,
+            "train_steps_per_second": outcome.n_steps as f64 / seconds,
+            "trainable_parameters": outcome.n_trained,
+            "parameters": n_values,
+            "eval": outcome.eval,
+            "frozen": proof,
+        }));
+    }
+    let mut text = format!(
+        "trained {} of {n_values} values for {} steps in {seconds:.1} s\n",
+        outcome.n_trained, outcome.n_steps
+    );
+    if let Some(quality) = &outcome.eval {
+        text += &format!("{}\n", quality_line(quality));
+    }
+    text += &format!(
+        "{} frozen tensors ({} values) are equal to the model's own, byte for byte\nwrote {}\n",
+        proof.n_tensors,
+        proof.n_values,
+        args.output.display()
+    );
+    print(&text)
+}
+
+/// `topic: accuracy 0.790, macro-F1 0.776; ...`.
+fn quality_line(quality: &Quality) -> String {
+    let share = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
+    let task = |task: &crate::train::evaluate::TaskQuality| {
+        let (accuracy, macro_f1) = (task.confusion.accuracy(), task.confusion.macro_f1());
+        format!("{}: accuracy {}, macro-F1 {}", task.task, share(accuracy), share(macro_f1))
+    };
+    quality.tasks.iter().map(task).collect::<Vec<_>>().join("; ")
+}
+
+/// Shows training as it goes: a bar on a terminal, a line an epoch everywhere.
+pub struct Bar {
+    bar: Option<ProgressBar>,
+    begun: Instant,
+    n_tokens: usize,
+    is_quiet: bool,
+}
+
+impl Bar {
+    /// Begins the clock.
+    pub fn new() -> Self {
+        Self { bar: None, begun: Instant::now(), n_tokens: 0, is_quiet: false }
+    }
+
+    /// Without the line an epoch, for a run among others.
+    pub fn quiet() -> Self {
+        Self { is_quiet: true, ..Self::new() }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.iter().for_each(ProgressBar::finish_and_clear);
+    }
+}
+
+impl Observer for Bar {
+    fn step(&mut self, line: &LogLine, n_tokens: usize, n_steps: u64) {
+        let bar = self.bar.get_or_insert_with(|| progress::bar(n_steps, "training"));
+        self.n_tokens += n_tokens;
+        let rate = self.n_tokens as f64 / self.begun.elapsed().as_secs_f64();
+        if let LogLine::Step { loss, .. } = line {
+            bar.set_message(format!("loss {loss:.3}, {rate:.0} tokens/s"));
+        }
+        bar.inc(1);
+    }
+
+    fn evaluation(&mut self, line: &LogLine) {
+        if let (LogLine::Evaluation { epoch, eval, .. }, false) = (line, self.is_quiet) {
+            let text = format!("epoch {epoch:.2}: {}", quality_line(eval));
+            match &self.bar {
+                Some(bar) => bar.suspend(|| eprintln!("{text}")),
+                None => eprintln!("{text}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! A data set as tokens: what training and measuring draw their batches from.
+
+use std::ops::Range;
+use std::path::Path;
+
+use super::{BatchLimit, Dataset, Encoded, Example, Packer, TaskInfo, Tokenizer, epoch_order};
+use crate::Result;
+use crate::batch::{Batch, PositionScheme};
+
+/// Examples as tokens, with their labels.
+pub struct Split {
+    encoded: Encoded,
+    examples: Vec<Example>,
+}
+
+impl Split {
+    /// Number of examples.
+    pub fn len(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.examples.is_empty()
+    }
+
+    /// Texts that were cut at the longest length.
+    pub fn n_truncated(&self) -> usize {
+        self.encoded.n_truncated
+    }
+
+    /// Tokens of one example.
+    pub fn length(&self, example: usize) -> usize {
+        self.encoded.sequence(example).0.len()
+    }
+
+    /// Tokens of each example.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.encoded.lengths()
+    }
+}
+
+/// A tokenised data set.
+pub struct Corpus {
+    pub tasks: Vec<TaskInfo>,
+    pub train: Split,
+    pub eval: Split,
+    positions: PositionScheme,
+}
+
+/// What the model says about its tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenRules {
+    pub vocab_size: usize,
+    pub max_length: usize,
+    pub positions: PositionScheme,
+}
+
+impl Corpus {
+    /// Tokenises `dataset` with the tokenizer of `model_dir`; `progress` is told of texts done.
+    ///
+    /// # Errors
+    /// A missing or broken tokenizer, or one whose ids the model does not have.
+    pub fn new(
+        dataset: Dataset,
+        model_dir: &Path,
+        rules: TokenRules,
+        progress: impl Fn(usize) + Sync,
+    ) -> Result<Self> {
+        let tokenizer = Tokenizer::open(model_dir)?;
+        tokenizer.check_ids(rules.vocab_size)?;
+        let split = |examples: Vec<Example>| {
+            let texts: Vec<&str> = examples.iter().map(|example| example.text.as_str()).collect();
+            let encoded = tokenizer.encode_all(&texts, rules.max_length, &progress)?;
+            Ok(Split { encoded, examples })
+        };
+        Ok(Self {
+            tasks: dataset.tasks,
+            train: split(dataset.train)?,
+            eval: split(dataset.eval)?,
+            positions: rules.positions,
+        })
+    }
+
+    /// Name and number of labels of each task, as a network wants them.
+    pub fn task_sizes(&self) -> Vec<(String, usize)> {
+        self.tasks.iter().map(|task| (task.name.clone(), task.labels.len())).collect()
+    }
+
+    /// The packer for this corpus.
+    pub fn packer(&self, limit: BatchLimit) -> Packer {
+        Packer { limit, positions: self.positions, n_tasks: self.tasks.len() }
+    }
+
+    /// The batches of one epoch over the training rows, as orders of examples.
+    ///
+    /// # Errors
+    /// A text that alone exceeds a limit of tokens.
+    pub fn epoch(&self, limit: BatchLimit, seed: u64, epoch: u64) -> Result<Vec<Vec<usize>>> {
+        let sources: Vec<usize> = self.train.examples.iter().map(|e| e.source).collect();
+        self.cut(&self.train, epoch_order(&sources, seed, epoch), limit)
+    }
+
+    /// Batches over all rows of `split` in their order.
+    ///
+    /// # Errors
+    /// As [`Corpus::epoch`].
+    pub fn in_order(&self, split: &Split, limit: BatchLimit) -> Result<Vec<Vec<usize>>> {
+        self.cut(split, (0..split.len()).collect(), limit)
+    }
+
+    fn cut(&self, split: &Split, order: Vec<usize>, limit: BatchLimit) -> Result<Vec<Vec<usize>>> {
+        let ranges: Vec<Range<usize>> = self.packer(limit).batches(&order, &split.lengths())?;
+        Ok(ranges.into_iter().map(|range| order[range].to_vec()).collect())
+    }
+
+    /// Packs the examples `indices` of `split`.
+    pub fn pack(&self, split: &Split, indices: &[usize]) -> Batch {
+        // The limit has done its work when the indices were cut.
+        let packer = self.packer(BatchLimit::Sequences(indices.len().max(1)));
+        packer.pack(indices, &split.encoded, |example, task| split.examples[example].label(task))
+    }
+}

@@ -1,0 +1,229 @@
+//! What a machine can do, and the times that plans should take on it.
+
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use crate::backend::cpu::Cpu;
+use crate::philox::normal;
+use crate::plan::{Counts, Op, Phase, Plan};
+
+/// The rates of a product and of a copy, which bound what most ops of a step can do.
+///
+/// Two kinds of op may beat the copy, and are predicted too slow: those whose operands stay in a cache
+/// between them and their neighbours, and updates in place (AdamW), for most processors fetch what a
+/// copy is about to overwrite, a third transfer that nobody counts.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Ceilings {
+    /// Of a large f32 matrix product.
+    pub gemm_flops_per_second: f64,
+    /// Bytes read and bytes written, together, of a pass from one array to another that fit no cache.
+    pub copy_bytes_per_second: f64,
+}
+
+/// Rounds of one product and one copy each, at least, and how long they go on for.
+const MIN_ROUNDS: usize = 5;
+const MEASURE_FOR: Duration = Duration::from_millis(600);
+
+impl Ceilings {
+    /// Measures this machine's processor, with the threads that ops use: about a second, and 512 MiB
+    /// that are given back.
+    ///
+    /// It takes the best of several rounds, after one that does not count: what else the machine does
+    /// only ever slows a round, and would slow the two by different factors.
+    pub fn of_cpu() -> Self {
+        let (mut product, mut pass) = (Product::new(), Pass::new());
+        product.run();
+        pass.run();
+        let (mut product_time, mut pass_time) = (Duration::MAX, Duration::MAX);
+        let start = Instant::now();
+        for round in 0.. {
+            if round >= MIN_ROUNDS && start.elapsed() >= MEASURE_FOR {
+                break;
+            }
+            product_time = product_time.min(time(|| product.run()));
+            pass_time = pass_time.min(time(|| pass.run()));
+        }
+        Ceilings {
+            gemm_flops_per_second: Product::FLOPS as f64 / product_time.as_secs_f64(),
+            copy_bytes_per_second: Pass::BYTES as f64 / pass_time.as_secs_f64(),
+        }
+    }
+
+    /// Seconds of work by these rates: arithmetic and traffic overlap, so the longer of the two.
+    fn seconds(&self, flops: u64, bytes: u64) -> f64 {
+        let arithmetic = flops as f64 / self.gemm_flops_per_second;
+        let traffic = bytes as f64 / self.copy_bytes_per_second;
+        arithmetic.max(traffic)
+    }
+}
+
+fn time(f: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    f();
+    start.elapsed()
+}
+
+/// The product of BERT-base's feed-forward part for 1024 tokens.
+struct Product {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    c: Vec<f32>,
+}
+
+impl Product {
+    const M: usize = 1024;
+    const N: usize = 3072;
+    const K: usize = 768;
+    const FLOPS: usize = 2 * Self::M * Self::N * Self::K;
+
+    fn new() -> Self {
+        Product {
+            a: normal(1, 0, Self::M * Self::K, 1.0),
+            b: normal(1, 1, Self::N * Self::K, 1.0),
+            c: vec![0.0; Self::M * Self::N],
+        }
+    }
+
+    fn run(&mut self) {
+        Cpu::product(&self.a, &self.b, Self::K, &mut self.c);
+        std::hint::black_box(&self.c);
+    }
+}
+
+/// STREAM's scale (McCalpin, 1995), which moves what a copy moves: a loop that no compiler makes into
+/// a `memcpy`, whose streaming stores our ops do not have.
+struct Pass {
+    from: Vec<f32>,
+    to: Vec<f32>,
+}
+
+impl Pass {
+    /// 256 MiB an array: much more than a last cache holds.
+    const N: usize = 64 << 20;
+    /// Elements of a piece, as the ops are cut.
+    const PIECE: usize = 16 << 10;
+    const BYTES: usize = 2 * Self::N * size_of::<f32>();
+
+    fn new() -> Self {
+        Pass { from: vec![1.0; Self::N], to: vec![0.0; Self::N] }
+    }
+
+    fn run(&mut self) {
+        let pieces = self.to.par_chunks_mut(Self::PIECE).zip(self.from.par_chunks(Self::PIECE));
+        pieces.for_each(|(to, from)| {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = 3.0 * from);
+        });
+        std::hint::black_box(&self.to);
+    }
+}
+
+/// The time of one op on a batch of these counts: the larger of FLOPs by the product's rate and bytes
+/// by the copy's.
+pub fn predicted_op_seconds(plan: &Plan, op: &Op, counts: &Counts, ceilings: &Ceilings) -> f64 {
+    let cost = plan.cost(op, counts);
+    ceilings.seconds(cost.flops, cost.bytes)
+}
+
+/// The time of a phase: the sum over its ops.
+pub fn predicted_phase_seconds(
+    plan: &Plan,
+    phase: Phase,
+    counts: &Counts,
+    ceilings: &Ceilings,
+) -> f64 {
+    let ops = plan.ops.iter().filter(|op| op.phase() == phase);
+    ops.map(|op| predicted_op_seconds(plan, op, counts, ceilings)).sum()
+}
+
+/// The time of a step: the sum over its phases.
+pub fn predicted_seconds(plan: &Plan, counts: &Counts, ceilings: &Ceilings) -> f64 {
+    let phases = Phase::ALL.into_iter();
+    phases.map(|phase| predicted_phase_seconds(plan, phase, counts, ceilings)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ParamId;
+    use crate::plan::op::{AdamwItem, GemmFwdPart};
+    use crate::plan::{BufId, Buffer, Capacity, Role, Rows};
+    use crate::tensor::DType;
+
+    /// A product `[T, 8] · [16, 8]ᵀ`, GELU forward and backward over `[T, 16]`, AdamW over `[16, 8]`.
+    fn small_plan() -> Plan {
+        let buffer = |name: &str, rows, cols, role| Buffer {
+            name: name.into(),
+            rows,
+            cols,
+            dtype: DType::F32,
+            role,
+        };
+        let param = ParamId(0);
+        let buffers = vec![
+            buffer("x", Rows::Tokens, 8, Role::Transient),
+            buffer("w", Rows::Fixed(16), 8, Role::Value(param)),
+            buffer("b", Rows::Fixed(16), 1, Role::Value(ParamId(1))),
+            buffer("pre", Rows::Tokens, 16, Role::Transient),
+            buffer("act", Rows::Tokens, 16, Role::Transient),
+            buffer("d.pre", Rows::Tokens, 16, Role::Transient),
+            buffer("d.w", Rows::Fixed(16), 8, Role::Gradient(param)),
+            buffer("m.w", Rows::Fixed(16), 8, Role::Moment1(param)),
+            buffer("v.w", Rows::Fixed(16), 8, Role::Moment2(param)),
+        ];
+        let [x, weight, bias, pre, act, dpre, grad, moment1, moment2] = std::array::from_fn(BufId);
+        let item = AdamwItem {
+            value: weight,
+            master: None,
+            grad,
+            moment1,
+            moment2,
+            decays: false,
+            is_head: false,
+        };
+        let ops = vec![
+            Op::GemmFwd { x, parts: vec![GemmFwdPart { weight, bias, out: pre }] },
+            Op::GeluFwd { x: pre, out: act },
+            Op::GeluBwd { x: pre, dout: act, dx: dpre },
+            Op::AdamwStep { items: vec![item], clip: None },
+        ];
+        let capacity = Capacity { tokens: 10, sequences: 2, max_length: 5 };
+        Plan { buffers, ops, capacity, tasks: Vec::new(), last_hidden: act }
+    }
+
+    #[test]
+    fn the_longer_of_arithmetic_and_traffic_counts_op_by_op() {
+        let plan = small_plan();
+        let counts = Counts { tokens: 10, sequences: 2, sum_squares: 50, task_rows: Vec::new() };
+        let ceilings = Ceilings { gemm_flops_per_second: 1000.0, copy_bytes_per_second: 2000.0 };
+        let phase = |phase| predicted_phase_seconds(&plan, phase, &counts, &ceilings);
+        let close = |found: f64, expected: f64| {
+            // A few roundings of numbers of order 1.
+            assert!((found - expected).abs() <= 1e-14, "{found}, not {expected}");
+        };
+        // Product: 2 10 16 8 = 2560 FLOPs, 4 (80 + 128 + 16 + 160) = 1536 bytes: arithmetic, 2.56 s.
+        // GELU: 160 5 = 800 FLOPs, 4 320 = 1280 bytes: arithmetic, 0.8 s.
+        close(phase(Phase::Forward), 2.56 + 0.8);
+        // Its gradient: 160 11 = 1760 FLOPs, 4 480 = 1920 bytes: arithmetic, 1.76 s.
+        close(phase(Phase::Backward), 1.76);
+        // AdamW: 128 13 = 1664 FLOPs, 4 128 (1 + 2 3) = 3584 bytes: traffic, 1.792 s.
+        close(phase(Phase::Optimizer), 1.792);
+        close(predicted_seconds(&plan, &counts, &ceilings), 2.56 + 0.8 + 1.76 + 1.792);
+        // A hundred times the arithmetic, and all ops are traffic: 8320 bytes.
+        let fast = Ceilings { gemm_flops_per_second: 1e5, ..ceilings };
+        close(predicted_seconds(&plan, &counts, &fast), 8320.0 / 2000.0);
+        // Half the tokens: of the four ops only AdamW stays what it is.
+        let half = Counts { tokens: 5, ..counts.clone() };
+        close(predicted_op_seconds(&plan, &plan.ops[0], &half, &ceilings), 1.28);
+        close(predicted_op_seconds(&plan, &plan.ops[3], &half, &ceilings), 1.792);
+    }
+
+    #[test]
+    fn this_machine_has_ceilings() {
+        let ceilings = Ceilings::of_cpu();
+        // Far below the slowest machine, far above the fastest; neither 0 nor infinity nor NaN.
+        for rate in [ceilings.gemm_flops_per_second, ceilings.copy_bytes_per_second] {
+            assert!((1e7..=1e16).contains(&rate), "{ceilings:?}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The document of `bench --json`.
+
+use serde_json::{Map, Value, json};
+
+use super::environment::Environment;
+use super::{Row, Training};
+use crate::measure::Ceilings;
+use crate::plan::Phase;
+
+/// The whole document; `settings` is what the run was asked for.
+pub fn document(
+    environment: &Environment,
+    settings: Value,
+    ceilings: &Ceilings,
+    rows: &[Row],
+) -> Value {
+    json!({
+        "environment": environment,
+        "settings": settings,
+        "ceilings": ceilings,
+        "baseline": rows.first().map(|row| row.measurement.freeze.as_str()),
+        "scenarios": rows.iter().map(scenario).collect::<Vec<_>>(),
+    })
+}
+
+fn by_phase(value: impl Fn(usize) -> Value) -> Value {
+    let named = Phase::ALL.iter().map(|phase| (phase.name().to_owned(), value(*phase as usize)));
+    Value::Object(named.collect::<Map<_, _>>())
+}
+
+fn scenario(row: &Row) -> Value {
+    let measurement = &row.measurement;
+    let (memory, speedup) = (measurement.memory, measurement.speedup);
+    json!({
+        "freeze": measurement.freeze,
+        "trainable_parameters": measurement.n_trained,
+        "flops": by_phase(|phase| measurement.cost[phase].flops.into()),
+        "bytes": by_phase(|phase| measurement.cost[phase].bytes.into()),
+        "phase_ms": by_phase(|phase| measurement.phase_ms[phase].into()),
+        "step_ms": {
+            "median": measurement.step_ms.median,
+            "low": measurement.step_ms.low,
+            "high": measurement.step_ms.high,
+            "times": measurement.times_ms,
+            "outliers": measurement.outliers,
+        },
+        "speedup": {
+            "ideal": speedup.ideal,
+            "predicted": speedup.predicted,
+            "measured": speedup.measured.median,
+            "low": speedup.measured.low,
+            "high": speedup.measured.high,
+        },
+        "memory_bytes": {
+            "weights": memory.weights,
+            "gradients": memory.gradients,
+            "optimizer": memory.optimizer,
+            "activations": memory.activations,
+            "workspace": memory.workspace,
+            "peak_planned": memory.total(),
+            "peak_measured": row.peak_measured,
+        },
+        "quality": row.training.as_ref().map(|training| json!(training.eval)),
+        "training": row.training.as_ref().map(training),
+    })
+}
+
+fn training(training: &Training) -> Value {
+    json!({
+        "train_quality": training.train,
+        "quality_before": training.before,
+        "seconds": training.seconds,
+        "frozen_tensors_proven": training.n_proven,
+    })
+}

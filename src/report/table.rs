@@ -1,0 +1,170 @@
+//! Tables for people, one row a scenario.
+
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{CellAlignment, Table};
+
+use super::Row;
+use crate::measure::Interval;
+use crate::plan::Phase;
+use crate::train::evaluate::TaskQuality;
+
+/// What one step costs and takes.
+pub fn time(rows: &[Row]) -> String {
+    let header = [
+        "freeze",
+        "trained",
+        "GFLOP\nforward",
+        "\nbackward",
+        "\noptimizer",
+        "ms\nforward",
+        "\nbackward",
+        "\noptimizer",
+        "ms a step\n(95 % interval)",
+        "speed-up\nby FLOPs",
+        "\npredicted",
+        "measured\n(95 % interval)",
+        "measured /\npredicted",
+    ];
+    render(&header, rows, |row| {
+        let measurement = &row.measurement;
+        let speedup = measurement.speedup;
+        let mut cells = vec![measurement.freeze.clone(), grouped(measurement.n_trained)];
+        let phases = || Phase::ALL.iter().map(|phase| *phase as usize);
+        cells.extend(phases().map(|at| digits(measurement.cost[at].flops as f64 / 1e9)));
+        cells.extend(phases().map(|at| digits(measurement.phase_ms[at])));
+        cells.extend([
+            interval(measurement.step_ms, digits),
+            format!("{:.2}", speedup.ideal),
+            format!("{:.2}", speedup.predicted),
+            interval(speedup.measured, |x| format!("{x:.2}")),
+            format!("{:.2}", speedup.measured.median / speedup.predicted),
+        ]);
+        cells
+    })
+}
+
+/// What one step needs of memory.
+pub fn memory(rows: &[Row]) -> String {
+    let header = [
+        "freeze",
+        "MB weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "workspace",
+        "= peak\nplanned",
+        "\nmeasured",
+    ];
+    render(&header, rows, |row| {
+        let memory = row.measurement.memory;
+        let kinds = [
+            memory.weights,
+            memory.gradients,
+            memory.optimizer,
+            memory.activations,
+            memory.workspace,
+            memory.total(),
+        ];
+        let mut cells = vec![row.measurement.freeze.clone()];
+        cells.extend(kinds.map(megabytes));
+        cells.push(row.peak_measured.map_or("-".into(), megabytes));
+        cells
+    })
+}
+
+/// What training gave; empty where nothing was trained.
+pub fn quality(rows: &[Row]) -> String {
+    let Some(first) = rows.iter().find_map(|row| row.training.as_ref()) else {
+        return String::new();
+    };
+    let mut header = vec!["freeze".to_owned(), "seconds".to_owned()];
+    for task in &first.eval.tasks {
+        header.push(format!("{}\naccuracy", task.task));
+        header.push("\nmacro-F1".to_owned());
+        header.push("train\n- test".to_owned());
+        header.push("accuracy\nbefore".to_owned());
+    }
+    header.push("frozen tensors\nproven equal".to_owned());
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    render(&header, rows, |row| {
+        let mut cells = vec![row.measurement.freeze.clone()];
+        let Some(training) = &row.training else {
+            return cells;
+        };
+        cells.push(format!("{:.1}", training.seconds));
+        for (at, task) in training.eval.tasks.iter().enumerate() {
+            let accuracy = |task: &TaskQuality| task.confusion.accuracy();
+            let gap = (accuracy(&training.train.tasks[at]).zip(accuracy(task)))
+                .map(|(train, test)| train - test);
+            let before = training.before.as_ref().and_then(|q| accuracy(&q.tasks[at]));
+            cells.extend([accuracy(task), task.confusion.macro_f1(), gap, before].map(share));
+        }
+        cells.push(training.n_proven.to_string());
+        cells
+    })
+}
+
+fn render(header: &[&str], rows: &[Row], cells: impl Fn(&Row) -> Vec<String>) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.set_header(header);
+    for row in rows {
+        table.add_row(cells(row));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!("{table}\n")
+}
+
+fn share(value: Option<f64>) -> String {
+    value.map_or("-".into(), |value| format!("{value:.3}"))
+}
+
+fn interval(interval: Interval, show: impl Fn(f64) -> String) -> String {
+    let Interval { low, median, high } = interval;
+    format!("{} ({} to {})", show(median), show(low), show(high))
+}
+
+/// Three digits that matter, and no more.
+fn digits(value: f64) -> String {
+    match value.abs() {
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        v if v >= 0.005 || v == 0.0 => format!("{value:.2}"),
+        _ => format!("{value:.0e}"),
+    }
+}
+
+fn megabytes(bytes: usize) -> String {
+    digits(bytes as f64 / 1e6)
+}
+
+/// 22713216 as 22,713,216.
+fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(22_713_216), "22,713,216");
+        assert_eq!(digits(1234.4), "1234");
+        assert_eq!(digits(12.34), "12.3");
+        assert_eq!(digits(0.0), "0.00");
+        assert_eq!(digits(0.0001), "1e-4");
+    }
+}

@@ -1,0 +1,100 @@
+//! How good the heads are on a split.
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use super::metrics::{Confusion, argmax};
+use crate::Result;
+use crate::backend::{StepState, Timing};
+use crate::data::{BatchLimit, Corpus, Split};
+use crate::freeze::FreezeMask;
+use crate::plan::StepOptions;
+use crate::session::Session;
+use crate::tensor::DType;
+
+/// One task's result.
+#[derive(Clone, Debug)]
+pub struct TaskQuality {
+    pub task: String,
+    pub confusion: Confusion,
+    /// Mean cross-entropy over the rows with a label.
+    pub loss: f64,
+}
+
+/// The results of all tasks, in head order.
+#[derive(Clone, Debug)]
+pub struct Quality {
+    pub tasks: Vec<TaskQuality>,
+}
+
+impl Quality {
+    /// The sum over the tasks of their mean cross-entropy.
+    pub fn loss(&self) -> f64 {
+        self.tasks.iter().map(|task| task.loss).sum()
+    }
+}
+
+/// As `{task: {"accuracy", "macro_f1"}}`, null where a task has no row.
+impl Serialize for Quality {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.tasks.len()))?;
+        for task in &self.tasks {
+            let (accuracy, macro_f1) = (task.confusion.accuracy(), task.confusion.macro_f1());
+            let value = serde_json::json!({"accuracy": accuracy, "macro_f1": macro_f1});
+            map.serialize_entry(&task.task, &value)?;
+        }
+        map.end()
+    }
+}
+
+/// Sequences of an evaluation batch: no gradient is kept, so that a batch may be large.
+const SEQUENCES: usize = 64;
+
+/// Runs all rows of `split` through the network as it is now, without dropout.
+///
+/// # Errors
+/// When the device fails, or a loss is not finite.
+pub fn evaluate(session: &mut Session, corpus: &Corpus, split: &Split) -> Result<Quality> {
+    let limit = BatchLimit::Sequences(SEQUENCES);
+    let mask = FreezeMask::all(session.network().params.len());
+    let options = StepOptions {
+        capacity: super::largest_batch(split, limit),
+        compute: DType::F32,
+        dropout: false,
+        max_grad_norm: None,
+    };
+    let step = session.compile(&mask, &options)?;
+    let state = StepState {
+        step: 1,
+        learning_rate: 0.0,
+        head_learning_rate: 0.0,
+        weight_decay: 0.0,
+        seed: 0,
+    };
+    let mut tasks: Vec<TaskQuality> = (session.network().heads.iter())
+        .map(|head| TaskQuality {
+            task: head.task.clone(),
+            confusion: Confusion::new(head.n_labels),
+            loss: 0.0,
+        })
+        .collect();
+    for indices in corpus.in_order(split, limit)? {
+        let batch = corpus.pack(split, &indices);
+        let outcome = session.run(&step, &batch, &state, Timing::Off)?;
+        for (at, task) in tasks.iter_mut().enumerate() {
+            let logits = session.logits(&step, at);
+            let n_labels = logits.len() / batch.n_sequences();
+            let mut n_labelled = 0;
+            for (logits, &label) in logits.chunks_exact(n_labels).zip(&batch.labels[at]) {
+                if let Ok(label) = usize::try_from(label) {
+                    task.confusion.add(label, argmax(logits));
+                    n_labelled += 1;
+                }
+            }
+            task.loss += f64::from(outcome.losses[at]) * f64::from(n_labelled);
+        }
+    }
+    for task in &mut tasks {
+        task.loss /= (task.confusion.n_rows() as f64).max(1.0);
+    }
+    Ok(Quality { tasks })
+}
