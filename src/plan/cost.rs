@@ -9,7 +9,7 @@
 
 use std::ops::{Add, AddAssign};
 
-use super::op::{Op, Phase};
+use super::op::{Dropout, Op, Phase};
 use super::{BufId, Capacity, Plan, Rows};
 use crate::batch::{ABSENT_LABEL, Batch};
 use crate::model::Pooling;
@@ -145,6 +145,10 @@ impl Plan {
         let matmul = |a: BufId, n: usize| 2 * elements(a) * n;
         let layernorm_bwd_dx =
             |x: BufId, n_dout: usize| elements(x) * (per_element::LAYERNORM_BWD_DX + n_dout - 1);
+        let dropout_of_dx = |dropout: &Option<Dropout>, dx: &Option<BufId>| match (dropout, dx) {
+            (Some(_), Some(dx)) => elements(*dx) * per_element::DROPOUT,
+            _ => 0,
+        };
         let layernorm_bwd_params = |x: BufId, dgamma: &Option<BufId>, dbeta: &Option<BufId>| {
             let dgamma = if dgamma.is_some() { per_element::DGAMMA } else { 0 };
             let dbeta = if dbeta.is_some() { per_element::DBETA } else { 0 };
@@ -213,18 +217,16 @@ impl Plan {
                 })
                 .sum(),
             Op::BiasGrad { dout, .. } => elements(*dout),
-            Op::LayernormBwdDx { dout, xhat, dresidual, .. } => {
-                let dropout = if dresidual.is_some() { per_element::DROPOUT } else { 0 };
-                layernorm_bwd_dx(*xhat, dout.len()) + elements(*xhat) * dropout
+            Op::LayernormBwdDx { dout, xhat, dropout, dx, .. } => {
+                layernorm_bwd_dx(*xhat, dout.len()) + dropout_of_dx(dropout, dx)
             }
             Op::LayernormBwdParams { dout, xhat, dgamma, dbeta } => {
                 layernorm_bwd_params(*xhat, dgamma, dbeta) + elements(*xhat) * (dout.len() - 1)
             }
-            Op::LayernormBwd { dout, xhat, dresidual, dgamma, dbeta, .. } => {
-                let dropout = if dresidual.is_some() { per_element::DROPOUT } else { 0 };
+            Op::LayernormBwd { dout, xhat, dropout, dx, dgamma, dbeta, .. } => {
                 layernorm_bwd_dx(*xhat, dout.len())
                     + layernorm_bwd_params(*xhat, dgamma, dbeta)
-                    + elements(*xhat) * dropout
+                    + dropout_of_dx(dropout, dx)
             }
             Op::AttentionBwd { dout, n_heads, dropout, dq, dk, dv, .. } => {
                 let width = cols(*dout);

@@ -132,6 +132,14 @@ fn lifetimes(plan: &Plan) -> Vec<Option<Lifetime>> {
     lifetimes
 }
 
+/// Whether a lifetime goes from the forward pass into what comes after it; in a plan that is a forward
+/// pass alone, what is read behind its end is kept for nobody.
+fn is_kept_for_backward(plan: &Plan) -> impl Fn(Lifetime) -> bool {
+    let n_ops = plan.ops.len();
+    let n_forward = plan.ops.iter().take_while(|op| op.phase() == Phase::Forward).count();
+    move |life| life.first < n_forward && life.last >= n_forward && n_forward < n_ops
+}
+
 fn memory_use(
     plan: &Plan,
     lifetimes: &[Option<Lifetime>],
@@ -140,7 +148,7 @@ fn memory_use(
     size: impl Fn(usize) -> usize,
 ) -> MemoryUse {
     let mut memory = MemoryUse::default();
-    let n_forward = plan.ops.iter().take_while(|op| op.phase() == Phase::Forward).count();
+    let is_kept = is_kept_for_backward(plan);
     for (id, buffer) in plan.buffers.iter().enumerate() {
         let is_used = lifetimes[id].is_some();
         match buffer.role {
@@ -151,9 +159,9 @@ fn memory_use(
             Role::Moment1(_) | Role::Moment2(_) if is_used => memory.optimizer += size(id),
             Role::Input(_) => memory.workspace += size(id),
             Role::Transient => {
-                let crosses = lifetimes[id]
-                    .is_some_and(|life| life.first < n_forward && life.last >= n_forward);
-                if let (true, Some(place)) = (crosses, places[id]) {
+                if let (Some(life), Some(place)) = (lifetimes[id], places[id])
+                    && is_kept(life)
+                {
                     memory.activations += place.size_bytes;
                 }
             }
@@ -168,12 +176,9 @@ impl Plan {
     /// Names of the activations that are kept from the forward pass for the backward pass.
     pub fn saved_activations(&self) -> Vec<&str> {
         let lifetimes = lifetimes(self);
-        let n_forward = self.ops.iter().take_while(|op| op.phase() == Phase::Forward).count();
-        let crosses = |life: &Option<Lifetime>| {
-            life.is_some_and(|life| life.first < n_forward && life.last >= n_forward)
-        };
+        let is_kept = is_kept_for_backward(self);
         (self.buffers.iter().zip(&lifetimes))
-            .filter(|(buffer, life)| buffer.role == Role::Transient && crosses(life))
+            .filter(|(buffer, life)| buffer.role == Role::Transient && life.is_some_and(&is_kept))
             .map(|(buffer, _)| buffer.name.as_str())
             .collect()
     }

@@ -1,7 +1,7 @@
 //! The plan as text: one aligned line an op, totals by phase, memory by kind; and the difference
 //! between two plans.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fmt::Write;
 
 use super::op::{Op, Operand, Phase};
@@ -22,29 +22,35 @@ impl Plan {
 
     /// What this plan lacks, has, and has less of, against `other` (usually a plan that freezes less).
     pub fn print_diff(&self, other: &Plan, counts: &Counts) -> String {
-        let key = |plan: &Plan, op: &Op| match op.writes().first() {
-            Some(buf) => format!("{} {}", op.name(), plan.buffer(*buf).name),
-            None => op.name().to_owned(),
+        // An op is the same in both plans if it has its name and makes one thing in common: a freeze
+        // may have taken other outputs from it.
+        let (own, others) = (self.targets(), other.targets());
+        let twin_in = |all: &[(&'static str, HashSet<&str>)],
+                       op: &(&'static str, HashSet<&str>)| {
+            all.iter().position(|other| other.0 == op.0 && !other.1.is_disjoint(&op.1))
         };
-        let own: HashMap<String, Row> =
-            self.ops.iter().map(|op| (key(self, op), self.row(op, counts))).collect();
-        let others: HashMap<String, ()> = other.ops.iter().map(|op| (key(other, op), ())).collect();
         let mut rows = Vec::new();
-        for op in &other.ops {
+        for (op, targets) in other.ops.iter().zip(&others) {
             let row = other.row(op, counts);
-            match own.get(&key(other, op)) {
+            match twin_in(&own, targets).map(|at| self.row(&self.ops[at], counts)) {
                 None => rows.push(("-", row)),
-                Some(left) if *left != row => rows.extend([("<", row), (">", left.clone())]),
+                Some(left) if left != row => rows.extend([("<", row), (">", left)]),
                 Some(_) => {}
             }
         }
-        for op in &self.ops {
-            let key = key(self, op);
-            if !others.contains_key(&key) {
-                rows.push(("+", own[&key].clone()));
+        for (op, targets) in self.ops.iter().zip(&own) {
+            if twin_in(&others, targets).is_none() {
+                rows.push(("+", self.row(op, counts)));
             }
         }
         aligned(rows.iter().map(|(sign, row)| ((*sign).to_owned(), row)))
+    }
+
+    /// For each op its name and what it writes or updates, by name.
+    fn targets(&self) -> Vec<(&'static str, HashSet<&str>)> {
+        let name = |buf: super::BufId| self.buffer(buf).name.as_str();
+        let targets = |op: &Op| op.writes().into_iter().chain(op.updates()).map(name).collect();
+        self.ops.iter().map(|op| (op.name(), targets(op))).collect()
     }
 
     /// Totals by phase and memory by kind.

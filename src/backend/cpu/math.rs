@@ -122,8 +122,9 @@ pub fn max(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
         for (top, &value) in lanes.iter_mut().zip(chunk) {
-            // In this order a NaN on either side is kept.
-            *top = if *top >= value { *top } else { value };
+            // A NaN on either side is kept: from the right by the comparison, from the left by itself.
+            let larger = if *top >= value { *top } else { value };
+            *top = if top.is_nan() { *top } else { larger };
         }
     }
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |top, &value| {
