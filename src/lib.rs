@@ -1,5 +1,79 @@
-//! frostline trains BERT-family encoders with part of the network frozen, and measures what the
-//! freeze really saves.
+//! frostline trains encoders of the BERT family with two or more task heads, and measures what
+//! freezing part of the network really saves.
+//!
+//! # The flow
+//!
+//! ```text
+//! model folder -> weights -> Network -> FreezeMask -> plan (step, prune, fuse, layout)
+//!              -> backend -> session -> train | measure -> report
+//! ```
+//!
+//! A [`plan::Plan`] is a value: an ordered list of ops over numbered buffers with concrete shapes, each
+//! buffer written once. It can be printed, compared, costed and verified with no device. Freezing is
+//! deletion: [`plan::step`] writes the step in which everything trains, and [`plan::prune`()] removes
+//! the optimizer updates of frozen tensors and then all that fed only those. There is no "if frozen"
+//! anywhere else; whoever wants to know what trains asks the plan.
+//!
+//! ```
+//! use frostline::freeze::FreezeSpec;
+//! use frostline::model::{Config, Network, Pooling};
+//! use frostline::plan::{Capacity, Counts, Layout, StepOptions, compile};
+//! use frostline::tensor::DType;
+//!
+//! # fn main() -> frostline::Result<()> {
+//! let config = Config::published("minilm-l6")?;
+//! let tasks = [("topic".to_owned(), 4), ("sentiment".to_owned(), 3)];
+//! let network = Network::new(&config, None, &tasks, Pooling::Mean)?;
+//! let capacity = Capacity { tokens: 32 * 64, sequences: 32, max_length: 64 };
+//! let options =
+//!     StepOptions { capacity, compute: DType::F32, dropout: true, max_grad_norm: Some(1.0) };
+//!
+//! let counts = Counts::full(capacity, tasks.len());
+//! let mut flops = Vec::new();
+//! for spec in ["none", "lower:3", "backbone"] {
+//!     let mask = FreezeSpec::parse(spec)?.mask(&network)?;
+//!     let plan = compile(&network, &mask, &options);
+//!     flops.push(plan.total_cost(&counts).flops);
+//!     println!("{}", plan.print(&Layout::new(&plan), &counts));
+//! }
+//! // The backbone's forward pass is a third of the step.
+//! assert!(flops[0] > flops[1] && flops[1] > flops[2] && 3 * flops[2] < flops[0] * 11 / 10);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where things are
+//!
+//! | module | what it is for | what it refuses to know |
+//! |---|---|---|
+//! | [`error`], [`tensor`], [`batch`], [`philox`], [`files`] | the vocabulary | everything else |
+//! | [`model`] | config.json, parameter table, weight files, model folders | freezing, plans |
+//! | [`data`] | tables, tasks, labels, tokens, batches | models, plans |
+//! | [`freeze`] | the spec grammar and the mask | what a mask removes |
+//! | [`plan`] | the step: ops, pruning, fusion, cost, layout, printing | I/O, devices |
+//! | [`backend`] | running plans: reference (f64) and CPU | models, masks, files, scenarios |
+//! | [`session`] | a network's values on a backend | data, scenarios |
+//! | [`train`] | epochs, evaluation, the proof of freezing | rendering |
+//! | [`measure`] | statistics, memory, ceilings, scenarios | rendering |
+//! | [`report`] | tables and JSON | how figures came about |
+//! | [`cli`] | arguments in, a call, a rendering out | arithmetic |
+//!
+//! Imports point down this list.
+//!
+//! # Letters
+//!
+//! The same in Rust, in reports and in kernels: B sequences, T tokens, D width, H heads, Dh head size,
+//! F feed-forward width, V vocabulary, L layers, C labels; M, N, K for products only. Gradients are `d`
+//! and the name. Units end a name: `_bytes`, `_flops`, `_ms`.
+//!
+//! # What holds everywhere
+//!
+//! - One op, one name: the variant of [`plan::Op`], the function of [`backend::host::Ops`] and the row
+//!   of a report are called alike.
+//! - A cost or a skip that the printed plan does not show does not exist; [`plan::cost`] is the only
+//!   place where FLOPs and bytes are written down.
+//! - Results do not depend on the number of threads.
+//! - `unsafe` stands in two places: the memory map of weight files and the call of the GEMM crate.
 #![deny(unsafe_code)]
 
 pub mod backend;

@@ -7,7 +7,7 @@
 //! Counters name a place in a sequence, not in the packed batch: a sequence's mask does not depend on
 //! its neighbours' lengths.
 
-use crate::philox::{key_of, philox};
+use crate::philox::{key_of, philox_lanes};
 use crate::plan::op::Dropout;
 
 /// Elements of one generator call.
@@ -16,7 +16,7 @@ pub const GROUP: usize = 16;
 /// Queries and keys of the block of attention probabilities that 32 generator calls serve.
 pub const BLOCK_QUERIES: usize = 16;
 pub const BLOCK_KEYS: usize = 32;
-const LANES: u32 = 32;
+const LANES: usize = 32;
 
 /// The masks of one dropout site in one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,7 +25,7 @@ pub struct Mask {
     step: u32,
     site: u32,
     /// Bytes below this drop their element.
-    threshold: u16,
+    threshold: u32,
 }
 
 impl Mask {
@@ -35,67 +35,101 @@ impl Mask {
             key: key_of(seed),
             step: step as u32,
             site: dropout.site,
-            threshold: (dropout.p * 256.0).round() as u16,
+            threshold: (dropout.p * 256.0).round() as u32,
         }
     }
 
     /// What kept elements are multiplied with.
+    #[inline(always)]
     pub fn scale(&self) -> f32 {
-        256.0 / (256.0 - f32::from(self.threshold))
-    }
-
-    fn bytes(&self, place: u32, sequence: u32, stream: u32) -> [u8; GROUP] {
-        let words = philox(self.key, [place, sequence, self.site | stream << 16, self.step]);
-        let mut bytes = [0; GROUP];
-        for (word, out) in words.iter().zip(bytes.as_chunks_mut::<4>().0) {
-            *out = word.to_le_bytes();
-        }
-        bytes
-    }
-
-    fn factors(&self, bytes: [u8; GROUP]) -> [f32; GROUP] {
-        let scale = self.scale();
-        bytes.map(|byte| if u16::from(byte) < self.threshold { 0.0 } else { scale })
+        256.0 / (256.0 - self.threshold as f32)
     }
 
     /// Fills `factors` (0 or the scale) for row `row` of sequence `sequence`.
-    #[inline]
+    #[inline(always)]
     pub fn row(&self, sequence: usize, row: usize, factors: &mut [f32]) {
+        const GROUPS: usize = 8;
         let n_groups = factors.len().div_ceil(GROUP);
-        for (group, out) in factors.chunks_mut(GROUP).enumerate() {
-            let place = (row * n_groups + group) as u32;
-            let values = self.factors(self.bytes(place, sequence as u32, 0));
+        let first = (row * n_groups) as u32;
+        for (at, out) in factors.chunks_mut(GROUPS * GROUP).enumerate() {
+            let place = first + (at * GROUPS) as u32;
+            let counters = [
+                std::array::from_fn(|group| place + group as u32),
+                [sequence as u32; GROUPS],
+                [self.site; GROUPS],
+                [self.step; GROUPS],
+            ];
+            let words = philox_lanes(self.key, counters);
+            let mut values = [0.0; GROUPS * GROUP];
+            for (group, values) in values.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                for (at, value) in values.iter_mut().enumerate() {
+                    *value = self.factor(words[at / 4][group] >> (at % 4 * 8));
+                }
+            }
             out.copy_from_slice(&values[..out.len()]);
         }
+    }
+
+    /// The factor that the lowest byte of `bits` decides.
+    #[inline(always)]
+    fn factor(&self, bits: u32) -> f32 {
+        if bits & 0xFF < self.threshold { 0.0 } else { self.scale() }
     }
 
     /// Fills `factors`, `[length, length]` row-major, for the probabilities of one head.
     ///
     /// A block of 16 queries and 32 keys takes 32 calls, numbered as the lanes of a warp hold the
     /// accumulators of `mma.m16n8k16`, so that a kernel draws just what it holds.
+    #[inline(always)]
     pub fn probabilities(&self, sequence: usize, head: usize, length: usize, factors: &mut [f32]) {
         for query_block in 0..length.div_ceil(BLOCK_QUERIES) {
             for key_block in 0..length.div_ceil(BLOCK_KEYS) {
-                let place = (query_block as u32) << 16 | key_block as u32;
-                for lane in 0..LANES {
-                    let stream = head as u32 + 1;
-                    let bytes = self.bytes(place, sequence as u32 * LANES + lane, stream);
-                    for (at, factor) in self.factors(bytes).into_iter().enumerate() {
-                        let (query, key) = place_in_block(lane as usize, at);
-                        let row = query_block * BLOCK_QUERIES + query;
-                        let col = key_block * BLOCK_KEYS + key;
-                        if row < length && col < length {
-                            factors[row * length + col] = factor;
-                        }
+                let block = self.block(sequence, head, query_block, key_block);
+                let first_col = key_block * BLOCK_KEYS;
+                let n_cols = BLOCK_KEYS.min(length - first_col);
+                for (query, values) in block.iter().enumerate() {
+                    let row = query_block * BLOCK_QUERIES + query;
+                    if row < length {
+                        let out = &mut factors[row * length + first_col..][..n_cols];
+                        out.copy_from_slice(&values[..n_cols]);
                     }
                 }
             }
         }
     }
+
+    #[inline(always)]
+    fn block(
+        &self,
+        sequence: usize,
+        head: usize,
+        query_block: usize,
+        key_block: usize,
+    ) -> [[f32; BLOCK_KEYS]; BLOCK_QUERIES] {
+        let place = (query_block as u32) << 16 | key_block as u32;
+        // Stream 0 of a site belongs to rows.
+        let stream = (head as u32 + 1) << 16;
+        let counters = [
+            [place; LANES],
+            std::array::from_fn(|lane| (sequence * LANES + lane) as u32),
+            [self.site | stream; LANES],
+            [self.step; LANES],
+        ];
+        let words = philox_lanes(self.key, counters);
+        let mut block = [[0.0; BLOCK_KEYS]; BLOCK_QUERIES];
+        for at in 0..GROUP {
+            for (lane, word) in words[at / 4].into_iter().enumerate() {
+                let (query, key) = place_in_block(lane, at);
+                block[query][key] = self.factor(word >> (at % 4 * 8));
+            }
+        }
+        block
+    }
 }
 
 /// Query and key, within their block, of byte `at` of a lane: four tiles of 8 keys, in each the rows
 /// `lane / 4` and 8 below, in each two neighbouring keys.
+#[inline(always)]
 fn place_in_block(lane: usize, at: usize) -> (usize, usize) {
     let (tile, lower, right) = (at / 4, at / 2 % 2, at % 2);
     (lane / 4 + 8 * lower, tile * 8 + lane % 4 * 2 + right)
@@ -113,7 +147,7 @@ mod tests {
     #[test]
     fn a_block_covers_every_place_once() {
         let mut seen = [[0; BLOCK_KEYS]; BLOCK_QUERIES];
-        for lane in 0..LANES as usize {
+        for lane in 0..LANES {
             for at in 0..GROUP {
                 let (query, key) = place_in_block(lane, at);
                 seen[query][key] += 1;

@@ -106,6 +106,9 @@ pub fn run(args: &Args) -> Result<()> {
     let spec = FreezeSpec::parse(&args.freeze)?;
     args.device.prepare()?;
     check_parent("--output", &args.output)?;
+    if args.output.is_file() {
+        return Err(Error::content(&args.output, "--output: is a file, not a folder"));
+    }
     if args.output.exists() && !args.overwrite {
         return Err(Error::usage(format!(
             "--output {}: is there already, name another or add --overwrite",

@@ -56,6 +56,7 @@ impl Head<'_> {
     }
 
     /// Multiplies the probabilities with the dropout mask, drawn into `scratch`.
+    #[inline(always)]
     fn drop(&self, mask: Mask, scratch: &mut [f32], probabilities: &mut [f32]) {
         mask.probabilities(self.sequence, self.head, self.length, scratch);
         probabilities.iter_mut().zip(scratch).for_each(|(p, factor)| *p *= *factor);
@@ -101,7 +102,7 @@ pub fn attention_fwd(
                 }
             });
             if let Some(mask) = shape.mask {
-                place.drop(mask, &mut factors, &mut scores);
+                arch.dispatch(|| place.drop(mask, &mut factors, &mut scores));
             }
             let p = MatRef::new(&scores, length);
             gemm(p, v, place.of_mut(out), 1.0, Write::Overwrite, Threads::One);
@@ -152,7 +153,7 @@ pub fn attention_bwd(
                 }
             });
             if let Some(mask) = shape.mask {
-                mask.probabilities(sequence, head, length, &mut factors);
+                arch.dispatch(|| mask.probabilities(sequence, head, length, &mut factors));
             }
             if let Some((v, out)) = saved.v_and_out {
                 let to = MatMut::new(&mut dp, length);

@@ -94,13 +94,16 @@ pub fn tanh_bwd(out: &[f32], dout: &[f32], dx: &mut [f32]) {
 
 /// Dropout of the sum of `x`, forward and backward alike.
 pub fn dropout(x: &[&[f32]], mask: RowMask, width: usize, out: &mut [f32]) {
+    let arch = pulp::Arch::new();
     out.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
         let (sequence, local) = place_of_row(mask.cu_seqlens, row);
-        mask.mask.row(sequence, local, out);
         let start = row * width;
-        for (i, out) in out.iter_mut().enumerate() {
-            *out *= x.iter().map(|x| x[start + i]).sum::<f32>();
-        }
+        arch.dispatch(|| {
+            mask.mask.row(sequence, local, out);
+            for (i, out) in out.iter_mut().enumerate() {
+                *out *= x.iter().map(|x| x[start + i]).sum::<f32>();
+            }
+        });
     });
 }
 

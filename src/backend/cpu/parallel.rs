@@ -13,13 +13,10 @@ pub fn rows_per_piece(width: usize) -> usize {
 /// Calls `f(first element, piece)` for pieces of `out`, vectorised for this CPU.
 pub fn for_pieces(out: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
     let arch = pulp::Arch::new();
-    if out.len() <= PIECE {
-        arch.dispatch(|| f(0, out));
-        return;
-    }
-    out.par_chunks_mut(PIECE)
-        .enumerate()
-        .for_each(|(piece, out)| arch.dispatch(|| f(piece * PIECE, out)));
+    // One place that calls `f`, so that it is compiled into the code for this CPU's instructions.
+    for_each_piece(out.chunks_mut(PIECE).collect(), |piece, out| {
+        arch.dispatch(|| f(piece * PIECE, out));
+    });
 }
 
 /// A slice that may be absent, cut into pieces: absent pieces of absent slices.
@@ -36,9 +33,7 @@ pub fn optional_pieces(
 
 /// Calls `f(piece number, piece)` on all pieces, in parallel if there are several.
 pub fn for_each_piece<T: Send>(pieces: Vec<T>, f: impl Fn(usize, T) + Sync) {
-    if let [_] = pieces.as_slice() {
-        pieces.into_iter().enumerate().for_each(|(at, piece)| f(at, piece));
-        return;
-    }
-    pieces.into_par_iter().enumerate().for_each(|(at, piece)| f(at, piece));
+    // Few pieces are not split further than one by one; a single one stays on this thread.
+    let min_len = if pieces.len() == 1 { 2 } else { 1 };
+    pieces.into_par_iter().enumerate().with_min_len(min_len).for_each(|(at, piece)| f(at, piece));
 }
