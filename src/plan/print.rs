@@ -6,10 +6,10 @@ use std::fmt::Write;
 
 use super::op::{Op, Phase};
 use super::operands::Operand;
-use super::{Cost, Counts, Layout, Plan, Rows};
+use super::{Buffer, Cost, Counts, Layout, Plan, Role, Rows};
 
 /// Operands of an op beyond this many are counted, not named.
-const MOST_NAMES: usize = 7;
+const MOST_NAMES: usize = 6;
 
 impl Plan {
     /// The whole plan, costed at `counts`.
@@ -90,7 +90,7 @@ impl Plan {
 
     fn row(&self, op: &Op, counts: &Counts) -> Row {
         let (mut outs, mut ins) = (Vec::new(), Vec::new());
-        let name = |buf: &super::BufId| self.buffer(*buf).name.clone();
+        let name = |buf: &super::BufId| short_name(self.buffer(*buf));
         op.clone().visit(&mut |operand| match operand {
             Operand::Write(buf) | Operand::Update(buf) => outs.push(name(buf)),
             Operand::Optional(Some(buf)) => outs.push(name(buf)),
@@ -100,7 +100,7 @@ impl Plan {
         Row {
             op: op.name(),
             operands: format!("{} <- {}", listed(&outs), listed(&ins)),
-            shape: self.shape(op, counts),
+            shape: self.shape(op, counts) + &dropout_note(op),
             cost: self.cost(op, counts),
         }
     }
@@ -156,6 +156,31 @@ impl Plan {
         });
         ops.collect()
     }
+}
+
+/// A buffer's name; of a parameter's the last two parts, since the op's other operands say which layer.
+fn short_name(buffer: &Buffer) -> String {
+    let n_parts = match buffer.role {
+        Role::Value(_) => 2,
+        // With what it is for in front: `d`, `m`, `v`, `master`.
+        Role::Gradient(_) | Role::Moment1(_) | Role::Moment2(_) | Role::Master(_) => 3,
+        Role::Input(_) | Role::Transient | Role::Result => return buffer.name.clone(),
+    };
+    let parts: Vec<&str> = buffer.name.split('.').collect();
+    if parts.len() <= n_parts {
+        return buffer.name.clone();
+    }
+    let last = parts[parts.len() - 2..].join(".");
+    if n_parts == 2 { last } else { format!("{}.{last}", parts[0]) }
+}
+
+/// What the row says of the op's dropout: ` drop 0.1`.
+fn dropout_note(op: &Op) -> String {
+    let dropout = match op {
+        Op::DropoutFwd { dropout, .. } | Op::DropoutBwd { dropout, .. } => Some(*dropout),
+        _ => op.clone().dropout().and_then(|dropout| *dropout),
+    };
+    dropout.map_or_else(String::new, |dropout| format!(" drop {}", dropout.p))
 }
 
 /// One line of a printed plan.

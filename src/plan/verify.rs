@@ -2,7 +2,7 @@
 //! optimizer updates in place, and shapes agree.
 
 use super::op::Op;
-use super::{BufId, Buffer, Plan, Role};
+use super::{BufId, Buffer, Plan, Role, Rows};
 
 impl Plan {
     /// The first fault, in words, or nothing.
@@ -63,18 +63,48 @@ impl Plan {
             let (x, weight, out) = (get(x), get(weight), get(out));
             agree(x.cols == weight.cols, x, weight)?;
             agree(x.rows == out.rows, x, out)?;
-            agree(weight.rows == super::Rows::Fixed(out.cols), weight, out)
+            agree(weight.rows == Rows::Fixed(out.cols), weight, out)
+        };
+        // `vector` has one element for each column of `matrix`.
+        let of_columns = |vector: &BufId, matrix: &BufId| {
+            let (vector, matrix) = (get(vector), get(matrix));
+            agree(vector.rows == Rows::Fixed(matrix.cols) && vector.cols == 1, vector, matrix)
         };
         match op {
-            Op::LayernormFwd { x, residual, out, xhat, .. } => {
+            Op::LayernormFwd { x, residual, gamma, beta, out, xhat, .. } => {
                 same(x, out)?;
+                of_columns(gamma, out)?;
+                of_columns(beta, out)?;
                 residual.iter().chain(xhat).try_for_each(|buf| same(buf, out))
             }
-            Op::GemmFwd { x, parts } => {
-                parts.iter().try_for_each(|part| product(x, &part.weight, &part.out))
+            Op::EmbedLayernormFwd { gamma, beta, out, xhat, .. } => {
+                of_columns(gamma, out)?;
+                of_columns(beta, out)?;
+                xhat.iter().try_for_each(|buf| same(buf, out))
             }
-            Op::GemmGeluFwd { x, weight, out, .. } => product(x, weight, out),
-            Op::HeadFwd { x, weight, logits, .. } => product(x, weight, logits),
+            Op::GemmFwd { x, parts } => parts.iter().try_for_each(|part| {
+                of_columns(&part.bias, &part.out)?;
+                product(x, &part.weight, &part.out)
+            }),
+            Op::GemmGeluFwd { x, weight, bias, pre, out } => {
+                of_columns(bias, out)?;
+                pre.iter().try_for_each(|buf| same(buf, out))?;
+                product(x, weight, out)
+            }
+            Op::HeadFwd { x, weight, bias, logits, .. } => {
+                of_columns(bias, logits)?;
+                product(x, weight, logits)
+            }
+            Op::XentFwd { logits, dlogits, .. } => {
+                dlogits.iter().try_for_each(|buf| same(buf, logits))
+            }
+            Op::HeadWgrad { x, dlogits, dweight, dbias, .. } => {
+                dbias.iter().try_for_each(|buf| of_columns(buf, dlogits))?;
+                dweight.iter().try_for_each(|buf| product(x, buf, dlogits))
+            }
+            Op::BiasGrad { dout, dbias } => of_columns(dbias, dout),
+            Op::TanhBwd { out, dout, dx } => same(out, dx).and_then(|()| same(dout, dx)),
+            Op::DropoutBwd { dout, dx, .. } => dout.iter().try_for_each(|buf| same(buf, dx)),
             Op::GemmDgrad { parts, dx } => {
                 parts.iter().try_for_each(|part| product(dx, &part.weight, &part.dout))
             }
@@ -85,14 +115,25 @@ impl Plan {
             Op::HeadDgrad { parts, dx } => {
                 parts.iter().try_for_each(|part| product(dx, &part.weight, &part.dlogits))
             }
-            Op::GemmWgrad { x, parts } => {
-                parts.iter().try_for_each(|part| product(x, &part.dweight, &part.dout))
-            }
+            Op::GemmWgrad { x, parts } => parts.iter().try_for_each(|part| {
+                part.dbias.iter().try_for_each(|buf| of_columns(buf, &part.dout))?;
+                product(x, &part.dweight, &part.dout)
+            }),
             Op::GeluFwd { x, out } | Op::TanhFwd { x, out } | Op::DropoutFwd { x, out, .. } => {
                 same(x, out)
             }
             Op::GeluBwd { x, dout, dx } => same(x, dx).and_then(|()| same(dout, dx)),
-            Op::LayernormBwdDx { dout, xhat, dx, dresidual, .. } => {
+            Op::LayernormBwdDx { dout, xhat, gamma, dx, dresidual, .. } => {
+                of_columns(gamma, xhat)?;
+                dout.iter().chain(dx).chain(dresidual).try_for_each(|buf| same(buf, xhat))
+            }
+            Op::LayernormBwdParams { dout, xhat, dgamma, dbeta } => {
+                dout.iter().try_for_each(|buf| same(buf, xhat))?;
+                dgamma.iter().chain(dbeta).try_for_each(|buf| of_columns(buf, xhat))
+            }
+            Op::LayernormBwd { dout, xhat, gamma, dx, dresidual, dgamma, dbeta, .. } => {
+                of_columns(gamma, xhat)?;
+                dgamma.iter().chain(dbeta).try_for_each(|buf| of_columns(buf, xhat))?;
                 dout.iter().chain(dx).chain(dresidual).try_for_each(|buf| same(buf, xhat))
             }
             Op::AttentionFwd { q, k, v, out, .. } => {
@@ -107,7 +148,12 @@ impl Plan {
                 same(&item.moment1, &item.value)?;
                 same(&item.moment2, &item.value)
             }),
-            _ => Ok(()),
+            // Gathers and reductions over ids and sequences, whose shapes differ by design.
+            Op::EmbedFwd { .. }
+            | Op::EmbedWgrad { .. }
+            | Op::PoolFwd { .. }
+            | Op::PoolBwd { .. }
+            | Op::GradNorm { .. } => Ok(()),
         }
     }
 }
