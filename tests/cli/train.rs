@@ -102,9 +102,9 @@ fn two_tasks_from_two_files() {
     let settings = workspace.read_json("trained/frostline.json");
     assert_eq!(settings["tasks"]["topic"]["labels"], json!(TOPICS));
     assert_eq!(settings["tasks"]["sentiment"]["labels"], json!(SENTIMENTS));
-    // 41 rows of each file train, in batches of 16 that mix both.
+    // 40 rows of each file train, in batches of 16 that mix both.
     let (steps, _) = log(&workspace, "trained");
-    assert!((number(&steps[3]["epoch"]) - 4.0 / 6.0).abs() <= 1e-12);
+    assert_eq!(number(&steps[3]["epoch"]), 4.0 / 5.0);
     let text = workspace.ok(&format!("{train} --overwrite"));
     for words in ["for 4 steps", "topic: accuracy", "sentiment: accuracy", "wrote trained"] {
         assert!(text.contains(words), "{words:?} is not in {text}");
@@ -229,6 +229,6 @@ fn learns() {
     };
     let barely = quality("--max-steps 1");
     assert!(barely.iter().all(|accuracy| *accuracy < 0.7), "{barely:?}");
-    let learned = quality("--max-steps 150 --learning-rate 3e-3 --head-learning-rate 1e-2");
+    let learned = quality("--max-steps 300 --learning-rate 3e-3 --head-learning-rate 1e-2");
     assert!(learned.iter().all(|accuracy| *accuracy > 0.9), "{learned:?}");
 }
