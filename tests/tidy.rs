@@ -12,7 +12,7 @@ struct Source {
 impl Source {
     /// The text in front of its test module, which all files have at their end.
     fn code(&self) -> &str {
-        self.text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default()
+        self.text.split("\n#[cfg(test)]\n").next().unwrap_or_default()
     }
 
     /// The module at the crate's root that the file belongs to: `plan` for `plan/op.rs`.

@@ -211,6 +211,10 @@ fn report(
             "batch_tokens": args.data.batch_tokens,
             "max_length": args.data.max_length,
             "mean_tokens": mean_tokens,
+            "batch_lengths": batches
+                .iter()
+                .map(|batch| batch.lengths().collect())
+                .collect::<Vec<Vec<usize>>>(),
             "rounds": args.rounds,
             "warmup": args.warmup,
             "seed": args.seed,

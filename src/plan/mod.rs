@@ -10,6 +10,7 @@ pub mod cost;
 pub mod fuse;
 pub mod layout;
 pub mod op;
+pub mod operands;
 pub mod print;
 pub mod prune;
 pub mod step;

@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 use std::fmt::Write;
 
-use super::op::{Op, Operand, Phase};
+use super::op::{Op, Phase};
+use super::operands::Operand;
 use super::{Cost, Counts, Layout, Plan, Rows};
 
 /// Operands of an op beyond this many are counted, not named.

@@ -3,7 +3,8 @@
 
 use std::collections::HashSet;
 
-use super::op::{Op, Operand};
+use super::op::Op;
+use super::operands::Operand;
 use super::{BufId, Plan, Role};
 use crate::freeze::FreezeMask;
 use crate::model::{Group, Network, ParamId};

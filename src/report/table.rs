@@ -1,6 +1,6 @@
 //! Tables for people, one row a scenario.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::ASCII_BORDERS_ONLY_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 
 use super::Row;
@@ -106,7 +106,7 @@ pub fn quality(rows: &[Row]) -> String {
 
 fn render(header: &[&str], rows: &[Row], cells: impl Fn(&Row) -> Vec<String>) -> String {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.load_style(ASCII_BORDERS_ONLY_CONDENSED);
     table.set_header(header);
     for row in rows {
         table.add_row(cells(row));

@@ -59,8 +59,14 @@ fn differences_pair_what_belongs_together() {
         {
             let text = plan(spec).print_diff(&full, &counts);
             assert!(text.lines().count() > 1);
+            // Half of a fused op whose other half is gone stands alone again.
+            let is_half = |line: &&str| {
+                let halves = [" bias_grad ", " layernorm_bwd_params ", " layernorm_bwd_dx "];
+                fused && halves.iter().any(|op| line.contains(op))
+            };
             let added = text.lines().filter(|line| line.trim_start().starts_with("+ "));
-            assert_eq!(added.collect::<Vec<_>>(), [""; 0], "{spec}");
+            let added: Vec<&str> = added.filter(|line| !is_half(line)).collect();
+            assert_eq!(added, [""; 0], "{spec}");
         }
     }
 }

@@ -11,9 +11,9 @@ use frostline::backend::cpu::Cpu;
 use frostline::backend::reference::Reference;
 use frostline::freeze::FreezeMask;
 use frostline::model::{Family, Network, ParamId, Pooling};
-use frostline::plan::op::{Op, Operand};
+use frostline::plan::operands::Operand;
 use frostline::plan::{
-    BufId, Capacity, Counts, Layout, Phase, Plan, StepOptions, fuse::fuse, prune, training_step,
+    BufId, Capacity, Counts, Layout, Op, Phase, Plan, StepOptions, fuse::fuse, prune, training_step,
 };
 use frostline::tensor::DType;
 
