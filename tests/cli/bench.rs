@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{ALL_TRAINED, POOLER, SENTIMENT, TOPIC, Workspace, assert_keys, number};
+use crate::{ALL_TRAINED, POOLER, SENTIMENT, TOPIC, Workspace, assert_keys, number, words};
 
 const BENCH: &str = "bench --model model --task topic=5 --task sentiment=3 --batch-size 4 \
                      --max-length 8 --rounds 3 --warmup 1";
@@ -222,18 +222,17 @@ fn lists_of_scenarios() {
 fn text_has_a_row_for_each_scenario() {
     let workspace = Workspace::new();
     let text = workspace.ok(&format!("{BENCH} --scenarios none,lower:2,head:topic,all"));
-    let rows: Vec<&str> = text.lines().map(str::trim).collect();
+    let rows: Vec<Vec<&str>> = text.lines().map(words).collect();
     // One in the table of times, one in that of memory.
     for (freeze, n_trained) in
         [("none", "8,036"), ("lower:2", "2,492"), ("head:topic", "7,951"), ("all", "0")]
     {
-        let of_freeze: Vec<&&str> =
-            (rows.iter()).filter(|row| row.split_whitespace().next() == Some(freeze)).collect();
+        let of_freeze: Vec<_> = rows.iter().filter(|row| row.first() == Some(&freeze)).collect();
         assert_eq!(of_freeze.len(), 2, "{freeze}:\n{text}");
-        assert_eq!(of_freeze[0].split_whitespace().nth(1), Some(n_trained), "{text}");
+        assert_eq!(of_freeze[0][1], n_trained, "{text}");
     }
-    for words in ["8308 parameters", "32 tokens in 4 sequences", "3 rounds", "GFLOP/s", "GB/s"] {
-        assert!(text.contains(words), "{words:?} is not in {text}");
+    for said in ["8308 parameters", "32 tokens in 4 sequences", "3 rounds", "GFLOP/s", "GB/s"] {
+        assert!(text.contains(said), "{said:?} is not in {text}");
     }
     assert!(!text.contains("accuracy"), "{text}");
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{Workspace, assert_keys, number};
+use crate::{Workspace, assert_keys, number, words};
 
 const BENCH: &str = "bench --model model --task topic=reviews.csv --task sentiment=reviews.csv \
                      --batch-size 9 --rounds 3 --warmup 1";
@@ -121,9 +121,10 @@ fn heads_from_a_trained_model() {
 fn text_shows_quality() {
     let workspace = Workspace::new();
     let text = workspace.ok(&format!("{BENCH} --scenarios backbone,all --train --max-steps 2"));
-    for words in ["topic", "sentiment", "accuracy", "macro-F1", "proven equal"] {
-        assert!(text.contains(words), "{words:?} is not in {text}");
+    for said in ["topic", "sentiment", "accuracy", "macro-F1", "proven equal"] {
+        assert!(text.contains(said), "{said:?} is not in {text}");
     }
-    let backbone = text.lines().rfind(|line| line.trim().starts_with("backbone")).unwrap();
-    assert_eq!(backbone.split_whitespace().last(), Some("55"), "{text}");
+    // The last of its rows is that of the table of quality.
+    let backbone = text.lines().map(words).rfind(|row| row.first() == Some(&"backbone")).unwrap();
+    assert_eq!(backbone.last(), Some(&"55"), "{text}");
 }

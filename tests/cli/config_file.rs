@@ -40,6 +40,17 @@ fn what_is_typed_overrides_it() {
     );
 }
 
+/// An option that cannot stand beside one of the file's takes its place.
+#[test]
+fn another_model_is_typed() {
+    let minilm = with_settings("arch = \"minilm-l6\"\njson = true\n");
+    let plan = minilm.json("plan --config settings.toml --model model");
+    assert_eq!(plan["trainable_parameters"], ALL_TRAINED - TOPIC - SENTIMENT + 2 * 17);
+    let folder = with_settings("model = \"model\"\njson = true\n");
+    let plan = folder.json("plan --config settings.toml --arch=minilm-l6");
+    assert_eq!(plan, minilm.json("plan --config settings.toml"));
+}
+
 /// The names of transformers, in the file and typed.
 #[test]
 fn aliases() {

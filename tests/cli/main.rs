@@ -163,6 +163,11 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
 }
 
+/// The words of a table's row, whatever its borders are made of.
+fn words(row: &str) -> Vec<&str> {
+    row.split([' ', '|', '\u{2502}']).filter(|word| !word.is_empty()).collect()
+}
+
 /// Values of one layer of bert-mean: four square projections and two LayerNorms, 16 wide, and the
 /// feed-forward pair.
 const LAYER: u64 = 4 * (16 * 16 + 16) + (36 * 16 + 36) + (16 * 36 + 16) + 2 * 32;

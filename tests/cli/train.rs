@@ -216,6 +216,26 @@ fn epochs_and_batches() {
     assert_eq!(n_steps("--num-train-epochs 1 --batch-tokens 60 --max-length 4"), 3);
 }
 
+#[test]
+fn options_that_cannot_be() {
+    let workspace = Workspace::new();
+    for (options, named) in [
+        ("--threads 0", "--threads"),
+        ("--max-steps 0", "--max-steps"),
+        ("--batch-size 0", "--batch-size"),
+        ("--max-length 12", "11"),
+        ("--max-length 2", "special tokens"),
+        ("--batch-tokens 3", "3 tokens"),
+        ("--warmup-steps 1.5", "--warmup-steps"),
+        ("--holdout 1", "1"),
+        ("--task topic=topics.tsv", "twice"),
+        ("--task mood=3", "mood=3"),
+        ("--eval mood=reviews.csv", "mood"),
+    ] {
+        workspace.refused(&format!("{TWO_TASKS} --output trained {options}"), 2, &[named]);
+    }
+}
+
 /// A word decides each label: after enough steps the rows that it learned from are known.
 #[test]
 fn learns() {
