@@ -171,3 +171,24 @@ fn nothing_left_to_train() {
     // What is left trains only if the loss reaches it.
     workspace.refused(&format!("{train} --freeze all+keep:pooler.*"), 2, &["nothing trains"]);
 }
+
+/// A rate of 0 moves nothing; the heads may have a rate of their own.
+#[test]
+fn rates_of_backbone_and_heads() {
+    let workspace = Workspace::new();
+    let before = read_model(&workspace.path("model"));
+    let changed = |rates: &str| -> Vec<String> {
+        workspace.ok(&format!(
+            "train --model model --task topic=reviews.csv --task sentiment=reviews.csv \
+             --max-steps 2 --warmup-steps 0 --overwrite --output trained {rates}"
+        ));
+        let after = read_model(&workspace.path("trained"));
+        let names = before.iter().filter(|(name, raw)| **raw != after[*name]);
+        names.map(|(name, _)| name.clone()).collect()
+    };
+    assert_eq!(changed("--learning-rate 0"), Vec::<String>::new());
+    let heads = changed("--learning-rate 0 --head-learning-rate 1e-2");
+    assert!(heads.len() == 4 && heads.iter().all(|name| is_head(name)), "{heads:?}");
+    let rest = changed("--learning-rate 1e-2 --head-learning-rate 0");
+    assert!(rest.len() == 59 - 2 - 4 && !rest.iter().any(|name| is_head(name)), "{rest:?}");
+}
