@@ -135,11 +135,11 @@ pub fn run(args: &Args) -> Result<()> {
     report(args, &network, &batches, &ceilings, &rows)
 }
 
-/// The specs as typed, the baseline first.
+/// The specs as typed, the baseline first, without white space around commas and without repetition.
 fn scenario_specs(texts: &[String]) -> Result<Vec<FreezeSpec>> {
     let mut specs = vec![FreezeSpec::parse("none")?];
     for text in texts {
-        let spec = FreezeSpec::parse(text)?;
+        let spec = FreezeSpec::parse(text.trim())?;
         if !specs.contains(&spec) {
             specs.push(spec);
         }

@@ -45,14 +45,14 @@ pub fn run(
             initial
         };
         let mut session = Session::on_cpu(network.clone(), start.to_vec());
-        let before = starts_trained.then(|| evaluate(&mut session, corpus, &corpus.eval));
+        let before = starts_trained.then(|| evaluate(&mut session, corpus, &corpus.eval, 0));
         let outcome = train_quietly(&mut session, corpus, &scenario.mask, &options)?;
         // Heads that were trained first are not the file's; the values given are what must stay.
         let file = source.weights().filter(|_| !starts_trained);
         let proof = prove_frozen(&session, &outcome.trained, file, start)?;
         trainings.push(Some(Training {
-            eval: evaluate(&mut session, corpus, &corpus.eval)?,
-            train: evaluate(&mut session, corpus, &corpus.train)?,
+            eval: evaluate(&mut session, corpus, &corpus.eval, outcome.n_steps)?,
+            train: evaluate(&mut session, corpus, &corpus.train, outcome.n_steps)?,
             before: before.transpose()?,
             seconds: outcome.train_time.as_secs_f64(),
             n_proven: proof.n_tensors,

@@ -80,15 +80,21 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Plan(args) => plan::run(&args),
         Command::Step(args) => step::run(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Cli::command(),
-                "frostline",
-                &mut std::io::stdout(),
-            );
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut shown_command(), "frostline", &mut script);
+            print(&String::from_utf8_lossy(&script))
         }
     }
+}
+
+/// The command line without its hidden subcommands, which completion scripts would offer.
+fn shown_command() -> clap::Command {
+    let command = Cli::command();
+    let shown = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()).cloned();
+    clap::Command::new("frostline")
+        .version(env!("CARGO_PKG_VERSION"))
+        .propagate_version(true)
+        .subcommands(shown)
 }
 
 /// Prints a result to stdout; a closed pipe is no error.

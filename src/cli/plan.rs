@@ -1,6 +1,7 @@
 //! `frostline plan`: the plan as text, with no device and no weights.
 
 use super::args::{ComputeType, ModelArgs, network_for};
+use super::step::rate;
 use super::{print, print_json};
 use crate::Result;
 use crate::freeze::FreezeSpec;
@@ -33,7 +34,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = ComputeType::F32)]
     dtype: ComputeType,
     /// Clip gradients to this norm, 0 for no clipping
-    #[arg(long, alias = "max_grad_norm", default_value_t = 1.0)]
+    #[arg(long, alias = "max_grad_norm", default_value_t = 1.0, value_parser = rate)]
     max_grad_norm: f32,
     /// Print one JSON document
     #[arg(long)]

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use clap::Command;
+use clap::{Arg, Command};
 use toml::Value;
 
 use crate::{Error, Result};
@@ -32,10 +32,13 @@ pub fn expand(args: Vec<OsString>, command: &Command) -> Result<Vec<OsString>> {
         args.iter().enumerate().filter(|(i, _)| !at.contains(i)).map(|(_, a)| a.clone()).collect();
     let mut expanded: Vec<OsString> = typed[..2].to_vec();
     for (key, value) in &table {
-        let names = option_names(subcommand, key).ok_or_else(|| {
+        let option = find_option(subcommand, key).ok_or_else(|| {
             Error::content(path, format!("{key}: frostline {name} has no such option"))
         })?;
-        if !typed.iter().any(|arg| is_one_of(arg, &names)) {
+        let names = option_names(option);
+        let is_typed = |names: &[String]| typed.iter().any(|arg| is_one_of(arg, names));
+        let rivals = rivals(subcommand, option);
+        if !is_typed(&names) && !rivals.into_iter().any(|rival| is_typed(&option_names(rival))) {
             for value in values(path, key, value)? {
                 expanded.push(format!("--{}{value}", names[0]).into());
             }
@@ -56,15 +59,29 @@ fn find(args: &[OsString]) -> Option<(Vec<usize>, OsString)> {
     })
 }
 
-/// Long name and aliases of the option called `key`.
-fn option_names(command: &Command, key: &str) -> Option<Vec<String>> {
+/// The option that `key` names.
+fn find_option<'a>(command: &'a Command, key: &str) -> Option<&'a Arg> {
     let key = key.replace('_', "-");
-    command.get_arguments().find_map(|arg| {
-        let aliases = arg.get_all_aliases().unwrap_or_default();
-        let names: Vec<String> =
-            arg.get_long().into_iter().chain(aliases).map(str::to_owned).collect();
-        names.iter().any(|name| name.replace('_', "-") == key).then_some(names)
-    })
+    let is_key = |name: &String| name.replace('_', "-") == key;
+    command.get_arguments().find(|option| option_names(option).iter().any(is_key))
+}
+
+/// Long name and aliases of an option.
+fn option_names(option: &Arg) -> Vec<String> {
+    let aliases = option.get_all_aliases().unwrap_or_default();
+    option.get_long().into_iter().chain(aliases).map(str::to_owned).collect()
+}
+
+/// The options that cannot stand beside `option`: one that is typed takes the place of one in the
+/// file.
+fn rivals<'a>(command: &'a Command, option: &'a Arg) -> Vec<&'a Arg> {
+    let names_it = |other: &&Arg| {
+        let conflicts = command.get_arg_conflicts_with(other);
+        conflicts.iter().any(|arg| arg.get_id() == option.get_id())
+    };
+    let mut rivals = command.get_arg_conflicts_with(option);
+    rivals.extend(command.get_arguments().filter(names_it));
+    rivals
 }
 
 fn is_one_of(arg: &OsString, names: &[String]) -> bool {

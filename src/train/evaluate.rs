@@ -49,11 +49,17 @@ impl Serialize for Quality {
 /// Sequences of an evaluation batch: no gradient is kept, so that a batch may be large.
 const SEQUENCES: usize = 64;
 
-/// Runs all rows of `split` through the network as it is now, without dropout.
+/// Runs all rows of `split` through the network as it is now, without dropout, `n_done` training
+/// steps behind it.
 ///
 /// # Errors
 /// When the device fails, or a loss is not finite.
-pub fn evaluate(session: &mut Session, corpus: &Corpus, split: &Split) -> Result<Quality> {
+pub fn evaluate(
+    session: &mut Session,
+    corpus: &Corpus,
+    split: &Split,
+    n_done: u64,
+) -> Result<Quality> {
     let limit = BatchLimit::Sequences(SEQUENCES);
     let mask = FreezeMask::all(session.network().params.len());
     let options = StepOptions {
@@ -64,7 +70,7 @@ pub fn evaluate(session: &mut Session, corpus: &Corpus, split: &Split) -> Result
     };
     let step = session.compile(&mask, &options)?;
     let state = StepState {
-        step: 1,
+        step: n_done,
         learning_rate: 0.0,
         head_learning_rate: 0.0,
         weight_decay: 0.0,

@@ -139,7 +139,7 @@ pub fn train(
         epoch += 1;
         if !corpus.eval.is_empty() {
             let begun = Instant::now();
-            let quality = evaluate(session, corpus, &corpus.eval)?;
+            let quality = evaluate(session, corpus, &corpus.eval, done)?;
             let line = LogLine::Evaluation {
                 step: done,
                 epoch: done as f64 / per_epoch as f64,

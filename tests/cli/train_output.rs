@@ -1,0 +1,102 @@
+//! Where a run's folder goes, and that the same run gives the same bytes.
+
+use std::fs;
+
+use crate::Workspace;
+
+const TRAIN: &str = "train --model model --task topic=reviews.csv --task sentiment=reviews.csv \
+                     --max-steps 4 --batch-size 16 --learning-rate 1e-3";
+
+#[test]
+fn an_existing_folder_is_kept_unless_overwrite_is_given() {
+    let workspace = Workspace::new();
+    fs::create_dir(workspace.path("out")).unwrap();
+    workspace.write("out/mine.txt", "dear");
+    workspace.refused(&format!("{TRAIN} --output out"), 2, &["out", "--overwrite"]);
+    assert_eq!(workspace.read("out/mine.txt"), "dear");
+
+    let before = workspace.names(".");
+    workspace.ok(&format!("{TRAIN} --output out --overwrite"));
+    assert_eq!(workspace.names("."), before, "temporary files are left");
+    assert!(!workspace.path("out/mine.txt").exists());
+    assert!(workspace.path("out/model.safetensors").exists());
+
+    workspace.ok(&format!("{TRAIN} --output out --overwrite --freeze backbone"));
+    assert_eq!(workspace.read_json("out/frostline.json")["freeze"], "backbone");
+}
+
+/// A run that fails in the end leaves the folder that it was to replace as it was.
+#[test]
+fn a_failed_run_replaces_nothing() {
+    let workspace = Workspace::new();
+    fs::create_dir(workspace.path("out")).unwrap();
+    workspace.write("out/mine.txt", "dear");
+    let run = format!("{TRAIN} --output out --overwrite");
+    workspace.refused(&format!("{run} --freeze all"), 2, &["nothing trains"]);
+    workspace.refused(
+        &format!("{run} --learning-rate 1e30 --warmup-steps 0"),
+        1,
+        &["NaN", "--learning-rate"],
+    );
+    assert_eq!(workspace.read("out/mine.txt"), "dear");
+}
+
+#[test]
+fn folders_that_cannot_be_written() {
+    let workspace = Workspace::new();
+    workspace.refused(&format!("{TRAIN} --output absent/out"), 1, &["--output", "absent"]);
+    workspace.refused(&format!("{TRAIN} --output reviews.csv --overwrite"), 1, &["reviews.csv"]);
+    workspace.ok(&format!("{TRAIN} --output slash/"));
+    assert!(workspace.path("slash/model.safetensors").exists());
+}
+
+/// A model may be replaced by what was trained from it.
+#[test]
+fn a_model_trained_in_its_place() {
+    let workspace = Workspace::new();
+    let old = fs::read(workspace.path("model/model.safetensors")).unwrap();
+    workspace.ok(&format!("{TRAIN} --output model --overwrite --freeze lower:2"));
+    assert_ne!(fs::read(workspace.path("model/model.safetensors")).unwrap(), old);
+    workspace.ok("plan --model model");
+}
+
+#[test]
+fn files_are_readable_like_any_other() {
+    use std::os::unix::fs::PermissionsExt;
+    let workspace = Workspace::new();
+    workspace.ok(&format!("{TRAIN} --output out"));
+    let mode =
+        |name: &str| fs::metadata(workspace.path(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("out") & 0o555, 0o555);
+    for name in workspace.names("out") {
+        assert_eq!(mode(&format!("out/{name}")) & 0o444, 0o444, "{name}");
+    }
+}
+
+/// The model and the log apart from its clocks.
+fn result(workspace: &Workspace, options: &str) -> (Vec<u8>, Vec<serde_json::Value>) {
+    workspace.ok(&format!("{TRAIN} --output out --overwrite {options}"));
+    let (steps, _) = crate::train::log(workspace, "out");
+    (fs::read(workspace.path("out/model.safetensors")).unwrap(), steps)
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes() {
+    let workspace = Workspace::new();
+    let first = result(&workspace, "--threads 1");
+    for threads in ["--threads 1", "--threads 2", "--threads 2"] {
+        let again = result(&workspace, threads);
+        assert!(first.0 == again.0, "{threads}: other weights");
+        assert_eq!(first.1, again.1, "{threads}: another log");
+    }
+    let named = result(&workspace, "--seed 42 --device cpu --dtype f32");
+    assert!(result(&workspace, "").0 == named.0, "the defaults are not what they are said to be");
+}
+
+#[test]
+fn another_seed_gives_other_bytes() {
+    let workspace = Workspace::new();
+    let first = result(&workspace, "");
+    let second = result(&workspace, "--seed 43");
+    assert!(first.0 != second.0 && first.1 != second.1);
+}
