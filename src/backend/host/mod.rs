@@ -72,6 +72,23 @@ impl<O: Ops> Backend for HostBackend<O> {
     ) -> Result<StepTimes> {
         assert!(bound.plan.capacity.serves(batch), "the batch is larger than the plan's capacity");
         self.live = (batch.n_tokens(), batch.n_sequences());
+        // On a thread of the pool itself, so that no op has to wake the pool and wait for it.
+        Ok(rayon::scope(|_| self.run_ops(bound, batch, state, timing)))
+    }
+
+    fn read(&self, bound: &Bound, buf: BufId) -> Vec<f32> {
+        self.memory.read(&bound.plan, &bound.layout, buf, self.live)
+    }
+}
+
+impl<O: Ops> HostBackend<O> {
+    fn run_ops(
+        &mut self,
+        bound: &Bound,
+        batch: &Batch,
+        state: &StepState,
+        timing: Timing,
+    ) -> StepTimes {
         let operands = self.operands[bound.index].clone();
         let mut times = StepTimes::default();
         let mut last = Instant::now();
@@ -86,10 +103,6 @@ impl<O: Ops> Backend for HostBackend<O> {
                 last = now;
             }
         }
-        Ok(times)
-    }
-
-    fn read(&self, bound: &Bound, buf: BufId) -> Vec<f32> {
-        self.memory.read(&bound.plan, &bound.layout, buf, self.live)
+        times
     }
 }

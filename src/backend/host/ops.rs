@@ -170,7 +170,7 @@ pub struct AdamwTensor<'a, E> {
 }
 
 /// One function per op. Fused ops have a plain meaning: their parts, one after the other.
-pub trait Ops {
+pub trait Ops: Send + Sync {
     type Element: Element;
 
     /// What the backend is called.
