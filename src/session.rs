@@ -75,7 +75,7 @@ impl Session {
     /// Runs one step.
     ///
     /// # Errors
-    /// When the device fails, or a loss is not finite.
+    /// When the device fails, or a loss or the gradient norm is not finite.
     pub fn run(
         &mut self,
         step: &Step,
@@ -97,6 +97,12 @@ impl Session {
             losses.push(loss);
         }
         let grad_norm = plan.grad_norm().map(|buf| self.backend.read(&step.bound, buf)[0]);
+        if let Some(norm) = grad_norm.filter(|norm| !norm.is_finite()) {
+            return Err(Error::Run(format!(
+                "the gradient norm is {norm} in step {}: a smaller --learning-rate may help",
+                state.step
+            )));
+        }
         Ok(StepOutcome { losses, grad_norm, times })
     }
 
@@ -118,11 +124,6 @@ impl Session {
     /// A parameter as it is now.
     pub fn value(&self, param: ParamId) -> Vec<f32> {
         self.backend.read_value(param)
-    }
-
-    /// Sets a parameter.
-    pub fn set_value(&mut self, param: ParamId, values: Vec<f32>) {
-        self.backend.write_value(param, values);
     }
 }
 

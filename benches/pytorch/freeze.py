@@ -250,7 +250,9 @@ def main() -> None:
     for index in range(args.rounds):
         # Each round begins with another scenario, so that no one is always the first.
         for place in range(len(scenarios)):
-            scenarios[(index + place) % len(scenarios)].record(batches[index % len(batches)])
+            # The batches behind those of the warm-up, as in frostline.
+            batch = batches[(args.warmup + index) % len(batches)]
+            scenarios[(index + place) % len(scenarios)].record(batch)
 
     n_tokens = [int(batch["attention_mask"].sum()) for batch in batches]
     document = {

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 
 use crate::data;
 use crate::model::{Config, ModelFolder, Network, Pooling, Source};
+use crate::plan::Capacity;
 use crate::{Error, Result};
 
 /// The model: a folder, or a published size.
@@ -148,6 +149,21 @@ pub fn network_for(source: &Source, tasks: &[String], pooling: Option<Pooling>) 
         sizes.push(("task".to_owned(), 2));
     }
     source.network(&sizes, pooling)
+}
+
+/// The capacity of `n_sequences` sequences of `length` tokens.
+///
+/// # Errors
+/// More tokens than 32-bit offsets can count.
+pub fn full_capacity(n_sequences: usize, length: usize) -> Result<Capacity> {
+    match n_sequences.checked_mul(length).filter(|&tokens| i32::try_from(tokens).is_ok()) {
+        Some(tokens) => Ok(Capacity { tokens, sequences: n_sequences, max_length: length }),
+        None => Err(Error::usage(format!(
+            "--batch-size {n_sequences}: {n_sequences} sequences of {length} tokens are more than \
+             {} tokens",
+            i32::MAX
+        ))),
+    }
 }
 
 /// Refuses a file that could not be written later because its folder is missing.

@@ -4,18 +4,20 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::args::{DeviceArgs, ModelArgs, parse_task_size, positive, task_sizes};
+use super::args::{DeviceArgs, ModelArgs, full_capacity, parse_task_size, positive, task_sizes};
+use super::bench_training::Trainings;
 use super::data_args::{DataArgs, longest};
 use super::step::Rates;
 use super::train::TrainingArgs;
-use super::{bench_training, memory_probe, print, print_json, progress};
+use super::{memory_probe, print, print_json, progress};
+use crate::backend::host::check_memory;
 use crate::batch::Batch;
 use crate::data::{Corpus, Synthetic, synthetic};
-use crate::freeze::FreezeSpec;
+use crate::freeze::{FreezeMask, FreezeSpec};
 use crate::measure::Ceilings;
-use crate::measure::scenarios::{MeasureOptions, Scenario, measure};
+use crate::measure::scenarios::{MeasureOptions, Scenario, measure, step_options};
 use crate::model::{Network, Source};
-use crate::plan::Capacity;
+use crate::plan::{Capacity, Layout, compile};
 use crate::report::environment::Environment;
 use crate::report::{Row, json as json_report, table};
 use crate::session::Session;
@@ -84,6 +86,12 @@ pub fn run(args: &Args) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let batches = batches(args, &workload, &network)?;
     let initial = source.initial_values(&network, args.seed)?;
+    let mut trainings = match &workload {
+        Workload::Real(corpus) if args.train => {
+            Some(Trainings::new(args, &source, &network, corpus, &initial)?)
+        }
+        _ => None,
+    };
 
     let capacity = Capacity::of(&batches);
     let bar = progress::bar(scenarios.len() as u64, "measuring memory");
@@ -107,32 +115,33 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let n_steps = (args.rounds + args.warmup) * scenarios.len();
     let bar = progress::bar(n_steps as u64, "measuring steps");
-    let mut session = Session::on_cpu(network, initial.clone());
+    let mut session = Session::on_cpu(network.clone(), initial.clone());
     let measured = measure(&mut session, &scenarios, &batches, &ceilings, &options, |freeze| {
         bar.set_message(format!("measuring {freeze}"));
         bar.inc(1);
     })?;
     bar.finish_and_clear();
-    let network = session.network().clone();
     drop(session);
 
-    let trainings = match &workload {
-        Workload::Real(corpus) if args.train => {
-            bench_training::run(args, &source, &network, corpus, &scenarios, &initial)?
-        }
-        _ => scenarios.iter().map(|_| None).collect(),
-    };
-    let rows: Vec<Row> = measured
+    let mut rows: Vec<Row> = measured
         .into_iter()
         .zip(peaks)
-        .zip(trainings)
-        .map(|((measurement, peak_measured), training)| Row {
-            measurement,
-            peak_measured,
-            training,
-        })
+        .map(|(measurement, peak_measured)| Row { measurement, peak_measured, training: None })
         .collect();
-    report(args, &network, &batches, &ceilings, &rows)
+    // What was measured is shown even if a training fails.
+    let trained = match &mut trainings {
+        Some(trainings) => train_rows(trainings, &scenarios, &mut rows),
+        None => Ok(()),
+    };
+    report(args, &network, &batches, &ceilings, &rows)?;
+    trained
+}
+
+fn train_rows(trainings: &mut Trainings, scenarios: &[Scenario], rows: &mut [Row]) -> Result<()> {
+    for (scenario, row) in scenarios.iter().zip(rows) {
+        row.training = trainings.run(scenario, &row.measurement)?;
+    }
+    Ok(())
 }
 
 /// The specs as typed, the baseline first, without white space around commas and without repetition.
@@ -175,9 +184,20 @@ fn batches(args: &Args, workload: &Workload, network: &Network) -> Result<Vec<Ba
         }
         Workload::Synthetic(sizes, length) => {
             let n_sequences = match args.data.batch_tokens {
-                Some(tokens) => (tokens / length).max(1),
+                Some(tokens) if tokens < *length => {
+                    return Err(Error::usage(format!(
+                        "--batch-tokens {tokens}: a sequence of {length} tokens does not fit"
+                    )));
+                }
+                Some(tokens) => tokens / length,
                 None => args.data.batch_size,
             };
+            let capacity = full_capacity(n_sequences, *length)?;
+            // Before the batch itself takes memory.
+            let baseline = FreezeMask::none(network.params.len());
+            let options = step_options(capacity, args.rates.clip());
+            let layout = Layout::new(&compile(network, &baseline, &options));
+            check_memory(layout.memory.total(), capacity, &layout)?;
             let shape = Synthetic {
                 n_sequences,
                 length: *length,
@@ -203,7 +223,7 @@ fn report(
     let mean_tokens = n_tokens as f64 / batches.len() as f64;
     if args.json {
         let settings = json!({
-            "model": args.model.model,
+            "model": args.model.model.as_ref().map(|dir| dir.to_string_lossy()),
             "arch": args.model.arch,
             "pooling": network.pooling,
             "tasks": args.data.tasks,

@@ -1,110 +1,162 @@
 //! The `--train` part of `bench`: what each freeze does to accuracy, and the proof of freezing.
 
+use std::path::Path;
+
 use super::bench::Args;
 use super::train::Bar;
-use crate::Result;
 use crate::data::Corpus;
 use crate::freeze::{FreezeMask, FreezeSpec};
-use crate::measure::scenarios::Scenario;
-use crate::model::{Group, ModelFolder, Network, Source, WeightFile};
+use crate::measure::scenarios::{Measurement, Scenario};
+use crate::model::{Group, ModelFolder, Network, ParamId, Source};
 use crate::report::Training;
 use crate::session::Session;
 use crate::train::{TrainOptions, TrainOutcome, evaluate, prove_frozen, train};
+use crate::{Error, Result};
 
-/// Trains every scenario from the same start; None for one under which nothing trains.
-///
-/// A scenario that freezes a head while something else trains starts from trained heads: a frozen
-/// random head would say nothing.
-///
-/// # Errors
-/// A run that fails, or a frozen tensor that changed.
-pub fn run(
-    args: &Args,
-    source: &Source,
-    network: &Network,
-    corpus: &Corpus,
-    scenarios: &[Scenario],
-    initial: &[Vec<f32>],
-) -> Result<Vec<Option<Training>>> {
-    let options = args.training.options(&args.data, &args.rates, args.seed);
-    let mut with_heads: Option<Vec<Vec<f32>>> = None;
-    let mut trainings = Vec::with_capacity(scenarios.len());
-    for scenario in scenarios {
-        if network.param_ids().all(|id| scenario.mask.is_frozen(id)) {
-            trainings.push(None);
-            continue;
+/// Trains the scenarios of one `bench`, all from the same start.
+pub struct Trainings<'a> {
+    source: &'a Source,
+    network: &'a Network,
+    corpus: &'a Corpus,
+    initial: &'a [Vec<f32>],
+    options: TrainOptions,
+    /// Whether heads come from `--init`, whatever the model's own file holds.
+    has_init: bool,
+    /// Values of trained heads in table order, once a scenario has asked for them.
+    heads: Option<Vec<Vec<f32>>>,
+}
+
+impl<'a> Trainings<'a> {
+    /// Reads the heads of `--init`, so that what is wrong with them is known before anything runs.
+    ///
+    /// # Errors
+    /// A folder whose labels or pooling are not those of this run.
+    pub fn new(
+        args: &'a Args,
+        source: &'a Source,
+        network: &'a Network,
+        corpus: &'a Corpus,
+        initial: &'a [Vec<f32>],
+    ) -> Result<Self> {
+        let options = args.training.options(&args.data, &args.rates, args.seed);
+        let heads = args.init.as_deref().map(|dir| heads_of(dir, network, corpus, initial));
+        Ok(Self {
+            source,
+            network,
+            corpus,
+            initial,
+            options,
+            has_init: args.init.is_some(),
+            heads: heads.transpose()?,
+        })
+    }
+
+    /// Trains one scenario; None where nothing trains.
+    ///
+    /// A scenario that freezes a head while something else trains starts with that head trained: a
+    /// frozen random head would say nothing.
+    ///
+    /// # Errors
+    /// A run that fails, or a frozen tensor that changed.
+    pub fn run(&mut self, scenario: &Scenario, of: &Measurement) -> Result<Option<Training>> {
+        if of.n_trained == 0 {
+            return Ok(None);
+        }
+        let given: Vec<ParamId> = head_params(self.network)
+            .filter(|id| scenario.mask.is_frozen(*id) && (self.has_init || !self.is_in_file(*id)))
+            .collect();
+        let mut start = self.initial.to_vec();
+        if !given.is_empty() {
+            let heads = self.trained_heads()?;
+            for id in &given {
+                start[id.0].clone_from(&heads[id.0]);
+            }
         }
         eprintln!("training with {} frozen", scenario.freeze);
-        let starts_trained = freezes_a_head(network, &scenario.mask);
-        let start = if starts_trained {
-            if with_heads.is_none() {
-                with_heads = Some(trained_heads(args, network, corpus, initial, &options)?);
-            }
-            with_heads.as_deref().unwrap_or(initial)
-        } else {
-            initial
+        let mut session = Session::on_cpu(self.network.clone(), start.clone());
+        let freezes_a_head = head_params(self.network).any(|id| scenario.mask.is_frozen(id));
+        let before = match freezes_a_head {
+            true => Some(evaluate(&mut session, self.corpus, &self.corpus.eval, 0)?),
+            false => None,
         };
-        let mut session = Session::on_cpu(network.clone(), start.to_vec());
-        let before = starts_trained.then(|| evaluate(&mut session, corpus, &corpus.eval, 0));
-        let outcome = train_quietly(&mut session, corpus, &scenario.mask, &options)?;
-        // Heads that were trained first are not the file's; the values given are what must stay.
-        let file = source.weights().filter(|_| !starts_trained);
-        let proof = prove_frozen(&session, &outcome.trained, file, start)?;
-        trainings.push(Some(Training {
-            eval: evaluate(&mut session, corpus, &corpus.eval, outcome.n_steps)?,
-            train: evaluate(&mut session, corpus, &corpus.train, outcome.n_steps)?,
-            before: before.transpose()?,
+        let outcome = self.train(&mut session, &scenario.mask)?;
+        // A head that was trained first is held against the values that it was given.
+        let file = self.source.weights();
+        let proof = prove_frozen(&session, &outcome.trained, file, &start, &given)?;
+        let n_steps = outcome.n_steps;
+        Ok(Some(Training {
+            eval: evaluate(&mut session, self.corpus, &self.corpus.eval, n_steps)?,
+            train: evaluate(&mut session, self.corpus, &self.corpus.train, n_steps)?,
+            before,
             seconds: outcome.train_time.as_secs_f64(),
             n_proven: proof.n_tensors,
-        }));
+        }))
     }
-    Ok(trainings)
+
+    fn is_in_file(&self, id: ParamId) -> bool {
+        let name = &self.network.param(id).name;
+        self.source.weights().is_some_and(|file| file.contains(name))
+    }
+
+    /// Heads from `--init`, or trained with the backbone frozen.
+    fn trained_heads(&mut self) -> Result<&[Vec<f32>]> {
+        let heads = match self.heads.take() {
+            Some(heads) => heads,
+            None => {
+                eprintln!(
+                    "training the heads with the backbone frozen, for scenarios that freeze one"
+                );
+                let mask = FreezeSpec::parse("backbone")?.mask(self.network)?;
+                let mut session = Session::on_cpu(self.network.clone(), self.initial.to_vec());
+                self.train(&mut session, &mask)?;
+                self.network.param_ids().map(|id| session.value(id)).collect()
+            }
+        };
+        Ok(self.heads.insert(heads))
+    }
+
+    fn train(&self, session: &mut Session, mask: &FreezeMask) -> Result<TrainOutcome> {
+        let mut bar = Bar::quiet();
+        let outcome = train(session, self.corpus, mask, &self.options, &mut bar)?;
+        bar.finish();
+        Ok(outcome)
+    }
 }
 
-fn freezes_a_head(network: &Network, mask: &FreezeMask) -> bool {
-    network.heads.iter().any(|head| mask.is_frozen(head.linear.weight))
+fn head_params(network: &Network) -> impl Iterator<Item = ParamId> + '_ {
+    network.param_ids().filter(|id| matches!(network.param(*id).group, Group::Head(_)))
 }
 
-/// The start with heads from `--init`, or trained with the backbone frozen.
-fn trained_heads(
-    args: &Args,
+/// `initial` with the heads of the model in `dir`.
+fn heads_of(
+    dir: &Path,
     network: &Network,
     corpus: &Corpus,
     initial: &[Vec<f32>],
-    options: &TrainOptions,
 ) -> Result<Vec<Vec<f32>>> {
-    let mut start = initial.to_vec();
-    let heads = || {
-        let is_head = |group| matches!(group, Group::Head(_));
-        network.param_ids().filter(move |id| is_head(network.param(*id).group))
-    };
-    if let Some(dir) = &args.init {
-        let folder = ModelFolder::open(dir)?;
-        let file: &WeightFile = folder.weights()?;
-        for id in heads() {
-            let param = network.param(id);
-            start[id.0] = file.read_f32(&param.name, &param.shape)?;
+    let folder = ModelFolder::open(dir)?;
+    if folder.pooling != network.pooling {
+        let (theirs, ours) = (folder.pooling.name(), network.pooling.name());
+        let problem = format!("--init: its heads were trained on {theirs} pooling, not {ours}");
+        return Err(Error::content(dir, problem));
+    }
+    for task in &corpus.tasks {
+        let labels = folder.settings.tasks.get(&task.name).map(|settings| &settings.labels);
+        if labels != Some(&task.labels) {
+            let theirs = labels.map_or("none".into(), |labels| labels.join(", "));
+            let problem = format!(
+                "--init: labels of task {} are {theirs}, those of the data are {}",
+                task.name,
+                task.labels.join(", ")
+            );
+            return Err(Error::content(dir, problem));
         }
-        return Ok(start);
     }
-    eprintln!("training the heads with the backbone frozen, for scenarios that freeze a head");
-    let mask = FreezeSpec::parse("backbone")?.mask(network)?;
-    let mut session = Session::on_cpu(network.clone(), start.clone());
-    train_quietly(&mut session, corpus, &mask, options)?;
-    for id in heads() {
-        start[id.0] = session.value(id);
+    let file = folder.weights()?;
+    let mut values = initial.to_vec();
+    for id in head_params(network) {
+        let param = network.param(id);
+        values[id.0] = file.read_f32(&param.name, &param.shape)?;
     }
-    Ok(start)
-}
-
-fn train_quietly(
-    session: &mut Session,
-    corpus: &Corpus,
-    mask: &FreezeMask,
-    options: &TrainOptions,
-) -> Result<TrainOutcome> {
-    let mut bar = Bar::quiet();
-    let outcome = train(session, corpus, mask, options, &mut bar)?;
-    bar.finish();
-    Ok(outcome)
+    Ok(values)
 }

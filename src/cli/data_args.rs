@@ -83,6 +83,7 @@ impl DataArgs {
         let rules = TokenRules {
             vocab_size: folder.config.vocab_size,
             max_length: self.longest(folder)?,
+            type_vocab_size: folder.config.type_vocab_size,
             positions: folder.config.position_scheme(),
         };
         let n_texts = dataset.train.len() + dataset.eval.len();

@@ -123,7 +123,12 @@ pub fn measure(
     if let Some(norm) = max_grad_norm {
         command.args(["--max-grad-norm", &norm.to_string()]);
     }
-    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    let output = command.stdin(Stdio::null()).output().ok()?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr);
+        eprintln!("memory of {freeze} not measured: {}", message.trim());
+        return None;
+    }
     let document: Value = serde_json::from_slice(&output.stdout).ok()?;
     document.get("peak_bytes")?.as_u64().map(|bytes| bytes as usize)
 }

@@ -1,12 +1,13 @@
 //! `frostline plan`: the plan as text, with no device and no weights.
 
-use super::args::{ComputeType, ModelArgs, network_for};
+use super::args::{ComputeType, ModelArgs, full_capacity, network_for, positive};
+use super::data_args::longest;
 use super::step::rate;
 use super::{print, print_json};
 use crate::Result;
 use crate::freeze::FreezeSpec;
 use crate::model::Network;
-use crate::plan::{Capacity, Counts, Layout, Phase, Plan, StepOptions, compile};
+use crate::plan::{Counts, Layout, Phase, Plan, StepOptions, compile};
 use crate::tensor::DType;
 
 #[derive(clap::Args, Debug)]
@@ -22,13 +23,13 @@ pub struct Args {
     #[arg(long, value_name = "SPEC", default_value = "none")]
     freeze: String,
     /// Show only what --freeze removes and changes against this spec
-    #[arg(long, value_name = "SPEC")]
+    #[arg(long, value_name = "SPEC", conflicts_with = "json")]
     diff: Option<String>,
     /// Sequences of a batch
-    #[arg(long, alias = "batch_size", alias = "per_device_train_batch_size", default_value_t = 32)]
+    #[arg(long, alias = "batch_size", alias = "per_device_train_batch_size", default_value_t = 32, value_parser = positive)]
     batch_size: usize,
     /// Tokens of every sequence [default: 128, or the model's longest if that is less]
-    #[arg(long, alias = "max_length")]
+    #[arg(long, alias = "max_length", value_parser = positive)]
     max_length: Option<usize>,
     /// Type of activations and matrices
     #[arg(long, value_enum, default_value_t = ComputeType::F32)]
@@ -47,17 +48,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let source = args.model.source()?;
     let network = network_for(&source, &args.tasks, args.model.pooling)?;
-    let longest = network.config.max_length();
-    let max_length = args.max_length.unwrap_or(longest.min(128));
-    if max_length == 0 || max_length > longest || args.batch_size == 0 {
-        return Err(crate::Error::usage(format!(
-            "--batch-size {} --max-length {max_length}: both start at 1, and the model reads at \
-             most {longest} tokens",
-            args.batch_size
-        )));
-    }
-    let capacity =
-        Capacity { tokens: args.batch_size * max_length, sequences: args.batch_size, max_length };
+    let max_length = longest(args.max_length, &network.config, 128)?;
+    let capacity = full_capacity(args.batch_size, max_length)?;
     let options = StepOptions {
         capacity,
         compute: match args.dtype {

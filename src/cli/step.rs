@@ -161,7 +161,7 @@ fn report(args: &Args, session: &Session, first: &StepOutcome, last: &StepOutcom
             named.map(|(task, loss)| ((*task).to_owned(), serde_json::json!(loss))).collect()
         };
         return print_json(&serde_json::json!({
-            "dump": args.dump,
+            "dump": args.dump.to_string_lossy(),
             "steps": args.steps,
             "loss": first.loss(),
             "losses": losses(first),

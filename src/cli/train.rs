@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use indicatif::ProgressBar;
 use serde_json::json;
+use tempfile::TempDir;
 
 use super::args::{DeviceArgs, ModelArgs, check_parent};
 use super::data_args::DataArgs;
@@ -109,12 +110,10 @@ pub fn run(args: &Args) -> Result<()> {
     if args.output.is_file() {
         return Err(Error::content(&args.output, "--output: is a file, not a folder"));
     }
-    if args.output.exists() && !args.overwrite {
-        return Err(Error::usage(format!(
-            "--output {}: is there already, name another or add --overwrite",
-            args.output.display()
-        )));
+    if args.output.exists() {
+        check_replaceable(&args.output, args.overwrite)?;
     }
+    let beside = folder_beside(&args.output)?;
     let source = args.model.source()?;
     let corpus = args.data.corpus(&source, args.seed)?;
     let network = source.network(&corpus.task_sizes(), args.model.pooling)?;
@@ -126,7 +125,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut observer = Bar::new();
     let outcome = train(&mut session, &corpus, &mask, &options, &mut observer)?;
     observer.finish();
-    let proof = prove_frozen(&session, &outcome.trained, source.weights(), &initial)?;
+    let proof = prove_frozen(&session, &outcome.trained, source.weights(), &initial, &[])?;
 
     let origin = match &source {
         Source::Folder(folder) => Some(folder),
@@ -149,37 +148,71 @@ pub fn run(args: &Args) -> Result<()> {
             .collect(),
         initial: &initial,
     };
-    write_folder(&args.output, &model, &outcome)?;
+    write_folder(beside, &args.output, &model, &outcome)?;
     report(args, &outcome, proof, n_values)
 }
 
-/// Writes everything beside, then puts it in its place.
-fn write_folder(output: &Path, model: &TrainedModel, outcome: &TrainOutcome) -> Result<()> {
+/// Refuses to replace a folder that is no model folder, and a model folder unless asked to.
+fn check_replaceable(folder: &Path, overwrite: bool) -> Result<()> {
+    let is_empty = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    if !is_empty && !folder.join("config.json").is_file() {
+        let problem = "--output: holds files and no model (no config.json), name another folder";
+        return Err(Error::content(folder, problem));
+    }
+    if !is_empty && !overwrite {
+        return Err(Error::usage(format!(
+            "--output {}: is there already, name another or add --overwrite",
+            folder.display()
+        )));
+    }
+    Ok(())
+}
+
+/// A temporary folder beside the output, made before training so that a place that cannot be written
+/// is known early.
+fn folder_beside(output: &Path) -> Result<TempDir> {
+    if output.file_name().is_none() {
+        return Err(Error::content(output, "--output: is no name for a new folder"));
+    }
     let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
-    let beside = tempfile::Builder::new()
+    tempfile::Builder::new()
         .prefix(".frostline-")
         .permissions(files::folder_permissions())
         .tempdir_in(parent)
-        .map_err(|e| Error::io(parent, e))?;
+        .map_err(|e| Error::io(parent, e))
+}
+
+/// Writes everything beside, then puts it in its place.
+fn write_folder(
+    beside: TempDir,
+    output: &Path,
+    model: &TrainedModel,
+    outcome: &TrainOutcome,
+) -> Result<()> {
     let written = beside.path().join("model");
     std::fs::create_dir(&written).map_err(|e| Error::io(&written, e))?;
     write_model(&written, model)?;
     let lines: Vec<String> = outcome.log.iter().map(|line| json!(line).to_string()).collect();
     let log = lines.join("\n") + "\n";
     files::write_atomically(&written.join("train_log.jsonl"), log.as_bytes())?;
-    if output.exists() {
-        let old = beside.path().join("old");
-        std::fs::rename(output, &old).map_err(|e| Error::io(output, e))?;
-    }
-    std::fs::rename(&written, output).map_err(|e| Error::io(output, e))
+    let replaced = beside.path().join("replaced");
+    let placed = match output.exists() {
+        true => std::fs::rename(output, &replaced),
+        false => Ok(()),
+    };
+    placed.and_then(|()| std::fs::rename(&written, output)).map_err(|e| {
+        // Hours of training must not go with the temporary folder.
+        let kept = beside.keep();
+        Error::content(output, format!("cannot be put in place ({e}): see {}", kept.display()))
+    })
 }
 
 fn report(args: &Args, outcome: &TrainOutcome, proof: FreezeProof, n_values: usize) -> Result<()> {
     let seconds = outcome.train_time.as_secs_f64();
     if args.json {
         return print_json(&json!({
-            "output": args.output,
+            "output": args.output.to_string_lossy(),
             "freeze": args.freeze,
             "steps": outcome.n_steps,
             "train_runtime": seconds,

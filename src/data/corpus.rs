@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::{BatchLimit, Dataset, Encoded, Example, Packer, TaskInfo, Tokenizer, epoch_order};
-use crate::Result;
 use crate::batch::{Batch, PositionScheme};
+use crate::{Error, Result};
 
 /// Examples as tokens, with their labels.
 pub struct Split {
@@ -53,6 +53,8 @@ pub struct Corpus {
 pub struct TokenRules {
     pub vocab_size: usize,
     pub max_length: usize,
+    /// Rows of the token type table, 0 where the family has none and ignores the types.
+    pub type_vocab_size: usize,
     pub positions: PositionScheme,
 }
 
@@ -72,6 +74,16 @@ impl Corpus {
         let split = |examples: Vec<Example>| {
             let texts: Vec<&str> = examples.iter().map(|example| example.text.as_str()).collect();
             let encoded = tokenizer.encode_all(&texts, rules.max_length, &progress)?;
+            let highest = encoded.highest_type_id();
+            if rules.type_vocab_size > 0 && highest >= rules.type_vocab_size as i32 {
+                return Err(Error::content(
+                    model_dir.join("tokenizer.json"),
+                    format!(
+                        "gives token type {highest}, but config.json's type_vocab_size is {}",
+                        rules.type_vocab_size
+                    ),
+                ));
+            }
             Ok(Split { encoded, examples })
         };
         Ok(Self {

@@ -64,6 +64,11 @@ impl Encoded {
         (&self.ids[tokens.clone()], &self.type_ids[tokens])
     }
 
+    /// The highest segment id, 0 without tokens.
+    pub fn highest_type_id(&self) -> i32 {
+        self.type_ids.iter().copied().max().unwrap_or(0)
+    }
+
     /// Number of tokens of each text, special tokens included; never 0.
     pub fn lengths(&self) -> Vec<usize> {
         self.offsets.windows(2).map(|ends| ends[1] - ends[0]).collect()

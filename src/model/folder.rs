@@ -79,7 +79,7 @@ impl ModelFolder {
     pub fn weights(&self) -> Result<&WeightFile> {
         match &self.weights {
             Some(weights) => Ok(weights),
-            None => WeightFile::open(&self.dir).map(|_| unreachable!("weights came into being")),
+            None => Err(super::weights::no_weights(&self.dir)),
         }
     }
 }

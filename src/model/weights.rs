@@ -48,8 +48,7 @@ impl WeightFile {
         } else if index.exists() {
             file.add_shards(dir, &index)?;
         } else {
-            let problem = format!("holds neither {SINGLE_FILE} nor {INDEX_FILE}");
-            return Err(Error::content(dir, problem));
+            return Err(no_weights(dir));
         }
         Ok(file)
     }
@@ -111,11 +110,6 @@ impl WeightFile {
         }
         self.shards.push(Shard { path: path.to_owned(), file, data_start });
         Ok(())
-    }
-
-    /// Names of all tensors, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
     }
 
     /// Whether a tensor of this name is there.
@@ -218,6 +212,11 @@ impl WeightFile {
             )),
         }
     }
+}
+
+/// What is wrong with a folder without weights.
+pub fn no_weights(dir: &Path) -> Error {
+    Error::content(dir, format!("holds neither {SINGLE_FILE} nor {INDEX_FILE}"))
 }
 
 /// A tensor to be written.

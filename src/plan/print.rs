@@ -167,7 +167,8 @@ fn short_name(buffer: &Buffer) -> String {
         Role::Input(_) | Role::Transient | Role::Result => return buffer.name.clone(),
     };
     let parts: Vec<&str> = buffer.name.split('.').collect();
-    if parts.len() <= n_parts {
+    // A head's name is short, and people look for it.
+    if parts.len() <= n_parts || parts.contains(&"heads") {
         return buffer.name.clone();
     }
     let last = parts[parts.len() - 2..].join(".");

@@ -26,7 +26,7 @@ impl Environment {
             cpu: cpu_name(),
             threads: rayon::current_num_threads(),
             os: std::env::consts::OS,
-            command: std::env::args().collect(),
+            command: std::env::args_os().map(|arg| arg.to_string_lossy().into()).collect(),
             unix_time: now.map_or(0, |elapsed| elapsed.as_secs()),
         }
     }

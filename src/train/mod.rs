@@ -104,7 +104,12 @@ pub fn train(
         ));
     }
     let per_epoch = corpus.epoch(options.limit, options.seed, 0)?.len() as u64;
-    let n_steps = options.max_steps.unwrap_or(options.n_epochs * per_epoch);
+    let n_steps = match options.max_steps {
+        Some(n) => n,
+        None => options.n_epochs.checked_mul(per_epoch).ok_or_else(|| {
+            Error::usage(format!("--num-train-epochs {}: too many to count", options.n_epochs))
+        })?,
+    };
     let warmup_steps = options.warmup.steps(n_steps);
     let mut outcome = TrainOutcome {
         log: Vec::new(),
@@ -185,7 +190,7 @@ pub fn largest_batch(split: &Split, limit: BatchLimit) -> Capacity {
                     n_tokens <= n
                 })
                 .count();
-            Capacity { tokens: n, sequences, max_length }
+            Capacity { tokens: n.min(lengths.iter().sum()), sequences, max_length }
         }
     }
 }

@@ -16,7 +16,7 @@ pub struct FreezeProof {
 }
 
 /// Compares every parameter that is not in `trained` with the file's bytes, or with `initial` where
-/// no file holds it.
+/// no file holds it and for those in `given`, which started from elsewhere.
 ///
 /// # Errors
 /// A frozen tensor that differs.
@@ -25,12 +25,14 @@ pub fn prove_frozen(
     trained: &[ParamId],
     file: Option<&WeightFile>,
     initial: &[Vec<f32>],
+    given: &[ParamId],
 ) -> Result<FreezeProof> {
     let network = session.network();
     let mut proof = FreezeProof::default();
     for id in network.param_ids().filter(|id| !trained.contains(id)) {
         let (param, value) = (network.param(id), session.value(id));
-        let is_same = match file.filter(|file| file.contains(&param.name)) {
+        let file = file.filter(|file| file.contains(&param.name) && !given.contains(&id));
+        let is_same = match file {
             Some(file) => {
                 let dtype = file.dtype(&param.name)?;
                 tensor::from_f32(dtype, &value) == file.bytes(&param.name)?

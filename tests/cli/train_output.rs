@@ -10,26 +10,36 @@ const TRAIN: &str = "train --model model --task topic=reviews.csv --task sentime
 #[test]
 fn an_existing_folder_is_kept_unless_overwrite_is_given() {
     let workspace = Workspace::new();
-    fs::create_dir(workspace.path("out")).unwrap();
-    workspace.write("out/mine.txt", "dear");
+    workspace.ok(&format!("{TRAIN} --output out"));
     workspace.refused(&format!("{TRAIN} --output out"), 2, &["out", "--overwrite"]);
-    assert_eq!(workspace.read("out/mine.txt"), "dear");
+    workspace.write("out/mine.txt", "stale");
 
     let before = workspace.names(".");
-    workspace.ok(&format!("{TRAIN} --output out --overwrite"));
+    workspace.ok(&format!("{TRAIN} --output out --overwrite --freeze backbone"));
     assert_eq!(workspace.names("."), before, "temporary files are left");
     assert!(!workspace.path("out/mine.txt").exists());
-    assert!(workspace.path("out/model.safetensors").exists());
-
-    workspace.ok(&format!("{TRAIN} --output out --overwrite --freeze backbone"));
     assert_eq!(workspace.read_json("out/frostline.json")["freeze"], "backbone");
+}
+
+/// Only a model may be replaced, or an empty folder.
+#[test]
+fn a_folder_of_other_files_is_never_replaced() {
+    let workspace = Workspace::new();
+    fs::create_dir(workspace.path("out")).unwrap();
+    workspace.ok(&format!("{TRAIN} --output out"));
+    fs::create_dir(workspace.path("home")).unwrap();
+    workspace.write("home/mine.txt", "dear");
+    for run in ["--output home", "--output home --overwrite"] {
+        workspace.refused(&format!("{TRAIN} {run}"), 1, &["home", "no model"]);
+    }
+    assert_eq!(workspace.read("home/mine.txt"), "dear");
 }
 
 /// A run that fails in the end leaves the folder that it was to replace as it was.
 #[test]
 fn a_failed_run_replaces_nothing() {
     let workspace = Workspace::new();
-    fs::create_dir(workspace.path("out")).unwrap();
+    workspace.ok(&format!("{TRAIN} --output out"));
     workspace.write("out/mine.txt", "dear");
     let run = format!("{TRAIN} --output out --overwrite");
     workspace.refused(&format!("{run} --freeze all"), 2, &["nothing trains"]);

@@ -31,11 +31,29 @@ impl<E> Default for Memory<E> {
 const LAYOUT_ELEMENT_BYTES: usize = size_of::<f32>();
 
 impl<E: Element> Memory<E> {
+    /// Bytes that [`Memory::make_room`] would add.
+    pub fn missing_bytes(&self, plan: &Plan, layout: &Layout) -> usize {
+        let has =
+            |storage: &[Vec<E>], id: ParamId| storage.get(id.0).is_some_and(|v| !v.is_empty());
+        let missing = |buf: &BufId| {
+            let buffer = plan.buffer(*buf);
+            let is_there = match buffer.role {
+                Role::Gradient(id) => has(&self.gradients, id),
+                Role::Moment1(id) => has(&self.moment1, id),
+                Role::Moment2(id) => has(&self.moment2, id),
+                _ => true,
+            };
+            if is_there { 0 } else { buffer.n_elements(0, 0) }
+        };
+        let params: usize = written(plan).iter().map(missing).sum();
+        let arena = layout.arena_bytes / LAYOUT_ELEMENT_BYTES;
+        let arena = if self.arena.len() < arena { arena } else { 0 };
+        (params + arena) * size_of::<E>()
+    }
+
     /// Grows storage to what `plan` needs. New gradients and arena are NaN, new moments zero.
     pub fn make_room(&mut self, plan: &Plan, layout: &Layout) {
-        let written: Vec<BufId> =
-            plan.ops.iter().flat_map(|op| op.writes().into_iter().chain(op.updates())).collect();
-        for buf in written {
+        for buf in written(plan) {
             let buffer = plan.buffer(buf);
             let n = buffer.n_elements(0, 0);
             match buffer.role {
@@ -86,6 +104,11 @@ impl<E: Element> Memory<E> {
             },
         }
     }
+}
+
+/// The buffers that a plan writes or updates.
+fn written(plan: &Plan) -> Vec<BufId> {
+    plan.ops.iter().flat_map(|op| op.writes().into_iter().chain(op.updates())).collect()
 }
 
 fn reserve<E: Clone>(storage: &mut Vec<Vec<E>>, param: ParamId, n: usize, fill: E) {

@@ -1,5 +1,6 @@
 //! Runs a plan over host memory. Which arithmetic is done is the business of an [`Ops`] table.
 
+mod available;
 mod dispatch;
 mod frame;
 pub mod ops;
@@ -7,6 +8,7 @@ pub mod ops;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use self::available::check_memory;
 use self::frame::Memory;
 pub use self::ops::{Element, Ops};
 use super::{Backend, Bound, StepState, StepTimes, Timing};
@@ -43,6 +45,7 @@ impl<O: Ops> Backend for HostBackend<O> {
     }
 
     fn bind(&mut self, plan: Arc<Plan>, layout: Arc<Layout>) -> Result<Bound> {
+        check_memory(self.memory.missing_bytes(&plan, &layout), plan.capacity, &layout)?;
         self.memory.make_room(&plan, &layout);
         let operands = plan.ops.iter().map(|op| match op {
             // The optimizer's ops go over the parameters' own storage.
