@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use super::args::{DeviceArgs, ModelArgs, check_parent, task_sizes};
 use super::{batch_file, print, print_json};
-use crate::Result;
 use crate::backend::{StepState, Timing};
 use crate::freeze::FreezeSpec;
 use crate::model::weights::{self, NamedTensor};
 use crate::plan::{Capacity, StepOptions};
 use crate::session::{Session, Step, StepOutcome};
 use crate::tensor::DType;
+use crate::{Error, Result};
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example: frostline step --model minilm --batch batch.safetensors \
@@ -91,6 +91,12 @@ pub fn run(args: &Args) -> Result<()> {
     let spec = FreezeSpec::parse(&args.freeze)?;
     args.device.prepare()?;
     check_parent("--dump", &args.dump)?;
+    if args.dump == args.batch {
+        return Err(Error::usage(format!(
+            "--dump {}: would overwrite the batch, name another file",
+            args.dump.display()
+        )));
+    }
     let source = args.model.source()?;
     let network = source.network(&tasks, args.model.pooling)?;
     let mask = spec.mask(&network)?;

@@ -52,8 +52,12 @@ impl ModelFolder {
     /// # Errors
     /// A folder that is not there, or a file in it that is wrong; missing weights are no error here.
     pub fn open(dir: &Path) -> Result<Self> {
+        if dir.is_file() {
+            return Err(Error::content(dir, "is a file: name the folder that it lies in"));
+        }
         if !dir.is_dir() {
-            return Err(Error::content(dir, "is not a model folder (no such directory)"));
+            let problem = "is not a model folder: no such directory (models are not downloaded)";
+            return Err(Error::content(dir, problem));
         }
         let config = Config::read(&dir.join("config.json"))?;
         let has_weights = ["model.safetensors", "model.safetensors.index.json"]

@@ -10,6 +10,8 @@ use super::{Buffer, Cost, Counts, Layout, Plan, Role, Rows};
 
 /// Operands of an op beyond this many are counted, not named.
 const MOST_NAMES: usize = 6;
+/// Names that stand for a longer list.
+const FEW_NAMES: usize = 3;
 
 impl Plan {
     /// The whole plan, costed at `counts`.
@@ -197,7 +199,7 @@ fn listed(names: &[String]) -> String {
     match names.len() {
         0 => "-".into(),
         1..=MOST_NAMES => names.join(", "),
-        n => format!("{}, ... {} more", names[..MOST_NAMES - 1].join(", "), n - MOST_NAMES + 1),
+        n => format!("{}, ... {} more", names[..FEW_NAMES].join(", "), n - FEW_NAMES),
     }
 }
 

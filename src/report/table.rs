@@ -27,16 +27,16 @@ pub fn time(rows: &[Row]) -> String {
     ];
     render(&header, rows, |row| {
         let measurement = &row.measurement;
-        let speedup = measurement.speedup;
+        let (speedup, n_rounds) = (measurement.speedup, measurement.times_ms.len());
         let mut cells = vec![measurement.freeze.clone(), grouped(measurement.n_trained)];
         let phases = || Phase::ALL.iter().map(|phase| *phase as usize);
         cells.extend(phases().map(|at| digits(measurement.cost[at].flops as f64 / 1e9)));
         cells.extend(phases().map(|at| digits(measurement.phase_ms[at])));
         cells.extend([
-            interval(measurement.step_ms, digits),
+            interval(measurement.step_ms, n_rounds, digits),
             format!("{:.2}", speedup.ideal),
             format!("{:.2}", speedup.predicted),
-            interval(speedup.measured, |x| format!("{x:.2}")),
+            interval(speedup.measured, n_rounds, |x| format!("{x:.2}")),
             format!("{:.2}", speedup.measured.median / speedup.predicted),
         ]);
         cells
@@ -89,6 +89,8 @@ pub fn quality(rows: &[Row]) -> String {
     render(&header, rows, |row| {
         let mut cells = vec![row.measurement.freeze.clone()];
         let Some(training) = &row.training else {
+            // Nothing trains here.
+            cells.extend(vec!["-".to_owned(); header.len() - 1]);
             return cells;
         };
         cells.push(format!("{:.1}", training.seconds));
@@ -121,10 +123,16 @@ fn share(value: Option<f64>) -> String {
     value.map_or("-".into(), |value| format!("{value:.3}"))
 }
 
-fn interval(interval: Interval, show: impl Fn(f64) -> String) -> String {
+fn interval(interval: Interval, n_rounds: usize, show: impl Fn(f64) -> String) -> String {
     let Interval { low, median, high } = interval;
+    if n_rounds < LEAST_ROUNDS {
+        return show(median);
+    }
     format!("{} ({} to {})", show(median), show(low), show(high))
 }
+
+/// Rounds below which a bootstrap interval says nothing: it would be the range of a few values.
+const LEAST_ROUNDS: usize = 6;
 
 /// Three digits that matter, and no more.
 fn digits(value: f64) -> String {
