@@ -1,7 +1,7 @@
 //! Backends run plans. They know buffers and ops; no model, mask, file or scenario.
 //!
 //! [`host`] walks a plan over host memory and leaves the arithmetic to a table of functions:
-//! [`reference`] (plain loops in f64, the meaning of each op) or [`cpu`] (f32, fast).
+//! [`mod@reference`] (plain loops in f64, the meaning of each op) or [`cpu`] (f32, fast).
 
 pub mod cpu;
 pub mod dropout;

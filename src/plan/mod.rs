@@ -1,8 +1,8 @@
 //! A training step as a value: ops over numbered buffers, each written once.
 //!
-//! [`step`] writes the step in which everything trains; [`prune`] deletes what a freeze makes
+//! [`step`] writes the step in which everything trains; [`mod@prune`] deletes what a freeze makes
 //! useless; [`fuse`] joins neighbours; [`cost`] counts FLOPs and bytes; [`layout`] gives every buffer
-//! its place; [`print`] shows it all; [`verify`] checks that it is sound.
+//! its place; [`mod@print`] shows it all; [`verify`] checks that it is sound.
 //!
 //! A plan does no I/O and knows no device.
 

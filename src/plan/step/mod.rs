@@ -1,5 +1,5 @@
 //! Writes the training step in which everything trains. Nothing here knows of freezing: what a freeze
-//! makes useless is deleted by [`super::prune`].
+//! makes useless is deleted by [`mod@super::prune`].
 
 mod backward;
 
