@@ -94,6 +94,20 @@ fn embedding<'a, E: Element>(frame: &Frame<'a, E>, tables: &EmbedTables) -> Embe
     }
 }
 
+/// What a LayerNorm writes.
+fn norm_outputs<'a, E: Element>(
+    frame: &mut Frame<'a, E>,
+    out: BufId,
+    xhat: Option<BufId>,
+    rstd: Option<BufId>,
+) -> NormOutputs<'a, E> {
+    NormOutputs {
+        out: frame.write(out),
+        xhat: frame.write_optional(xhat),
+        rstd: frame.write_optional(rstd),
+    }
+}
+
 fn compute<O: Ops>(
     ops: &O,
     op: &Op,
@@ -114,21 +128,13 @@ fn compute<O: Ops>(
             ops.embed_fwd(&embedding(frame, tables), frame.write(*out));
         }
         Op::LayernormFwd { x, residual, dropout, gamma, beta, eps, out, xhat, rstd } => {
-            let to = NormOutputs {
-                out: frame.write(*out),
-                xhat: frame.write_optional(*xhat),
-                rstd: frame.write_optional(*rstd),
-            };
+            let to = norm_outputs(frame, *out, *xhat, *rstd);
             let norm = NormParams { gamma: frame.read(*gamma), beta: frame.read(*beta), eps: *eps };
             let residual = residual.map(|buf| frame.read(buf));
             ops.layernorm_fwd(frame.read(*x), residual, dropout.map(token_mask), &norm, to);
         }
         Op::EmbedLayernormFwd { tables, gamma, beta, eps, out, xhat, rstd } => {
-            let to = NormOutputs {
-                out: frame.write(*out),
-                xhat: frame.write_optional(*xhat),
-                rstd: frame.write_optional(*rstd),
-            };
+            let to = norm_outputs(frame, *out, *xhat, *rstd);
             let norm = NormParams { gamma: frame.read(*gamma), beta: frame.read(*beta), eps: *eps };
             ops.embed_layernorm_fwd(&embedding(frame, tables), &norm, to);
         }
@@ -202,7 +208,7 @@ fn compute<O: Ops>(
         }
         Op::DropoutBwd { dout, dropout, dx } => {
             let (mask, width) = (row_mask(*dropout, frame.rows(*dx)), frame.cols(*dx));
-            let dout: Vec<_> = dout.iter().map(|buf| frame.read(*buf)).collect();
+            let dout = frame.read_all(dout);
             ops.dropout_bwd(&dout, mask, width, frame.write(*dx));
         }
         Op::GeluBwd { x, dout, dx } => {
@@ -236,7 +242,7 @@ fn compute<O: Ops>(
         }
         Op::BiasGrad { dout, dbias } => ops.bias_grad(frame.read(*dout), frame.write(*dbias)),
         Op::LayernormBwdDx { dout, xhat, rstd, gamma, dropout, dx, dresidual } => {
-            let dout: Vec<_> = dout.iter().map(|buf| frame.read(*buf)).collect();
+            let dout = frame.read_all(dout);
             let saved = NormSaved {
                 dout: &dout,
                 xhat: frame.read(*xhat),
@@ -248,13 +254,13 @@ fn compute<O: Ops>(
             ops.layernorm_bwd_dx(&saved, NormDx { dx, dresidual });
         }
         Op::LayernormBwdParams { dout, xhat, dgamma, dbeta } => {
-            let dout: Vec<_> = dout.iter().map(|buf| frame.read(*buf)).collect();
+            let dout = frame.read_all(dout);
             let xhat = dgamma.map(|_| frame.read(*xhat));
             let (dgamma, dbeta) = (frame.write_optional(*dgamma), frame.write_optional(*dbeta));
             ops.layernorm_bwd_params(&dout, xhat, NormDparams { dgamma, dbeta });
         }
         Op::LayernormBwd { dout, xhat, rstd, gamma, dropout, dx, dresidual, dgamma, dbeta } => {
-            let dout: Vec<_> = dout.iter().map(|buf| frame.read(*buf)).collect();
+            let dout = frame.read_all(dout);
             let saved = NormSaved {
                 dout: &dout,
                 xhat: frame.read(*xhat),

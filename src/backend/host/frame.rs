@@ -190,6 +190,11 @@ impl<'a, E: Element> Frame<'a, E> {
         found.expect("an op's inputs are opened with it").1
     }
 
+    /// Several buffers that the op reads, in order.
+    pub fn read_all(&self, bufs: &[BufId]) -> Vec<&'a [E]> {
+        bufs.iter().map(|buf| self.read(*buf)).collect()
+    }
+
     /// A buffer that the op writes; each can be taken once.
     pub fn write(&mut self, buf: BufId) -> &'a mut [E] {
         let at = self.writes.iter().position(|(id, _)| *id == buf);
