@@ -3,8 +3,9 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{MatMut, MatRef, Threads, Write, gemm};
+use super::gemm::{MatMut, MatRef, Write};
 use super::math;
+use super::product::{Scratch, product};
 use crate::backend::dropout::Mask;
 use crate::backend::host::ops::{AttentionGradients, AttentionSaved, AttentionShape, Qkv};
 
@@ -86,13 +87,14 @@ pub fn attention_fwd(
     let arch = pulp::Arch::new();
     let outputs = out.into_iter().flatten().zip(lse).collect();
     for_each_sequence(shape.cu_seqlens, outputs, |sequence, start, length, (out, mut lse)| {
+        let mut scratch = Scratch::default();
         let mut scores = vec![f32::NAN; length * length];
         let mut factors = vec![f32::NAN; if shape.mask.is_some() { length * length } else { 0 }];
         for head in 0..shape.n_heads {
             let place = Head { shape, sequence, head, start, length };
             let (q, k, v) = (place.of(qkv.q), place.of(qkv.k), place.of(qkv.v));
             let to = MatMut::new(&mut scores, length);
-            gemm(q, k.t(), to, place.scale(), Write::Overwrite, Threads::One);
+            product(q, k.t(), to, place.scale(), Write::Overwrite, &mut scratch);
             arch.dispatch(|| {
                 for (query, row) in scores.chunks_exact_mut(length).enumerate() {
                     let row_lse = softmax(row);
@@ -105,7 +107,7 @@ pub fn attention_fwd(
                 arch.dispatch(|| place.drop(mask, &mut factors, &mut scores));
             }
             let p = MatRef::new(&scores, length);
-            gemm(p, v, place.of_mut(out), 1.0, Write::Overwrite, Threads::One);
+            product(p, v, place.of_mut(out), 1.0, Write::Overwrite, &mut scratch);
         }
     });
 }
@@ -132,19 +134,20 @@ pub fn attention_bwd(
     let outputs = dq.into_iter().zip(dk).zip(dv).collect();
     for_each_sequence(shape.cu_seqlens, outputs, |sequence, start, length, outputs| {
         let ((mut dq, mut dk), mut dv) = outputs;
+        let mut scratch = Scratch::default();
         let mut p = vec![f32::NAN; length * length];
         let mut dp = vec![f32::NAN; if saved.v_and_out.is_some() { length * length } else { 0 }];
         let mut factors = vec![f32::NAN; if shape.mask.is_some() { length * length } else { 0 }];
         for head in 0..shape.n_heads {
             let place = Head { shape, sequence, head, start, length };
             let (q, k, dout) = (place.of(saved.q), place.of(saved.k), place.of(saved.dout));
-            gemm(
+            product(
                 q,
                 k.t(),
                 MatMut::new(&mut p, length),
                 place.scale(),
                 Write::Overwrite,
-                Threads::One,
+                &mut scratch,
             );
             arch.dispatch(|| {
                 for (query, row) in p.chunks_exact_mut(length).enumerate() {
@@ -157,7 +160,7 @@ pub fn attention_bwd(
             }
             if let Some((v, out)) = saved.v_and_out {
                 let to = MatMut::new(&mut dp, length);
-                gemm(dout, place.of(v).t(), to, 1.0, Write::Overwrite, Threads::One);
+                product(dout, place.of(v).t(), to, 1.0, Write::Overwrite, &mut scratch);
                 if shape.mask.is_some() {
                     dp.iter_mut().zip(&factors).for_each(|(dp, factor)| *dp *= factor);
                 }
@@ -168,17 +171,17 @@ pub fn attention_bwd(
             }
             if let Some(dv) = &mut dv {
                 let p = MatRef::new(&p, length).t();
-                gemm(p, dout, place.of_mut(dv), 1.0, Write::Overwrite, Threads::One);
+                product(p, dout, place.of_mut(dv), 1.0, Write::Overwrite, &mut scratch);
             }
             if let Some(dq) = &mut dq {
                 let dscores = MatRef::new(&dp, length);
                 let to = place.of_mut(dq);
-                gemm(dscores, k, to, place.scale(), Write::Overwrite, Threads::One);
+                product(dscores, k, to, place.scale(), Write::Overwrite, &mut scratch);
             }
             if let Some(dk) = &mut dk {
                 let dscores = MatRef::new(&dp, length).t();
                 let to = place.of_mut(dk);
-                gemm(dscores, q, to, place.scale(), Write::Overwrite, Threads::One);
+                product(dscores, q, to, place.scale(), Write::Overwrite, &mut scratch);
             }
         }
     });

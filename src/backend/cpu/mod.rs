@@ -9,10 +9,11 @@ mod head;
 mod math;
 mod norm;
 mod parallel;
+mod product;
 
 use rayon::prelude::*;
 
-use self::gemm::{MatMut, MatRef, Threads, Write};
+use self::gemm::{MatMut, MatRef, Write};
 use super::host::ops::{
     AdamwTensor, AttentionGradients, AttentionSaved, AttentionShape, DgradPart, Embedding, FwdPart,
     HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops, Qkv, RowMask,
@@ -31,7 +32,7 @@ impl Cpu {
         let b = MatRef::new(b, k);
         let n = c.len() / (a.len() / k);
         let c = MatMut::new(c, n);
-        gemm::gemm(MatRef::new(a, k), b.t(), c, 1.0, Write::Overwrite, Threads::All);
+        gemm::gemm(MatRef::new(a, k), b.t(), c, Write::Overwrite);
     }
 }
 
@@ -171,7 +172,7 @@ impl Ops for Cpu {
         for (at, part) in parts.iter().enumerate() {
             let write = if at == 0 { Write::Overwrite } else { Write::Add };
             let (dout, weight) = (MatRef::new(part.dout, part.n), MatRef::new(part.weight, k));
-            gemm::gemm(dout, weight, MatMut::new(dx, k), 1.0, write, Threads::All);
+            gemm::gemm(dout, weight, MatMut::new(dx, k), write);
         }
     }
 
@@ -183,7 +184,7 @@ impl Ops for Cpu {
     fn gemm_wgrad(&self, x: &[f32], k: usize, parts: Vec<WgradPart<f32>>) {
         for WgradPart { dout, dweight, dbias, n } in parts {
             let (dout_t, x) = (MatRef::new(dout, n).t(), MatRef::new(x, k));
-            gemm::gemm(dout_t, x, MatMut::new(dweight, k), 1.0, Write::Overwrite, Threads::All);
+            gemm::gemm(dout_t, x, MatMut::new(dweight, k), Write::Overwrite);
             if let Some(dbias) = dbias {
                 self.bias_grad(dout, dbias);
             }
