@@ -51,10 +51,11 @@
 //! | [`data`] | tables, tasks, labels, tokens, batches | models, plans |
 //! | [`freeze`] | the spec grammar and the mask | what a mask removes |
 //! | [`plan`] | the step: ops, pruning, fusion, cost, layout, printing | I/O, devices |
-//! | [`backend`] | running plans: reference (f64) and CPU | models, masks, files, scenarios |
+//! | [`backend`] | running plans: reference (f64), CPU, and CUDA kernels on a GPU or emulated | models, masks, files, scenarios |
 //! | [`session`] | a network's values on a backend | data, scenarios |
 //! | [`train`] | epochs, evaluation, the proof of freezing | rendering |
 //! | [`measure`] | statistics, memory, ceilings, scenarios | rendering |
+//! | [`doctor`] | every kernel of a device against the reference | rendering |
 //! | [`report`] | tables and JSON | how figures came about |
 //! | [`cli`] | arguments in, a call, a rendering out | arithmetic |
 //!
@@ -73,13 +74,16 @@
 //! - A cost or a skip that the printed plan does not show does not exist; [`plan::cost`] is the only
 //!   place where FLOPs and bytes are written down.
 //! - Results do not depend on the number of threads.
-//! - `unsafe` stands in two places: the memory map of weight files and the call of the GEMM crate.
+//! - Every kernel runs on the emulator too, under any schedule with the same bits.
+//! - `unsafe` stands in three places: the memory map of weight files, the call of the GEMM crate, and the
+//!   devices of [`backend::cuda`].
 #![deny(unsafe_code)]
 
 pub mod backend;
 pub mod batch;
 pub mod cli;
 pub mod data;
+pub mod doctor;
 pub mod error;
 pub mod files;
 pub mod freeze;

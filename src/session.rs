@@ -4,18 +4,62 @@
 use std::sync::Arc;
 
 use crate::backend::cpu::Cpu;
+use crate::backend::cuda;
 use crate::backend::host::HostBackend;
 use crate::backend::{Backend, Bound, StepState, StepTimes, Timing};
 use crate::batch::Batch;
 use crate::freeze::FreezeMask;
 use crate::model::{Network, ParamId};
 use crate::plan::{Layout, Plan, StepOptions, compile};
+use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// A network's values on a backend.
 pub struct Session {
     network: Network,
     backend: Box<dyn Backend>,
+    compute: DType,
+}
+
+/// What computes, and in which type: sessions are opened on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Engine {
+    pub device: Device,
+    /// The type of activations and matrices.
+    pub compute: DType,
+}
+
+/// Where steps run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+    /// The kernels on a GPU; `graphs` replays steps as recorded graphs.
+    Cuda {
+        graphs: bool,
+    },
+    /// The kernels on the emulator.
+    Emulated,
+}
+
+impl Engine {
+    /// The CPU, in f32.
+    pub const CPU: Engine = Engine { device: Device::Cpu, compute: DType::F32 };
+
+    /// Puts `values`, in table order, on the device.
+    ///
+    /// # Errors
+    /// When the device is not there, has not enough memory, or fails.
+    pub fn session(self, network: Network, values: Vec<Vec<f32>>) -> Result<Session> {
+        Session::new(network, values, self.backend()?, self.compute)
+    }
+
+    fn backend(self) -> Result<Box<dyn Backend>> {
+        match self.device {
+            Device::Cpu => Ok(Box::new(HostBackend::new(Cpu))),
+            Device::Cuda { graphs } => cuda::on_gpu(graphs),
+            Device::Emulated => cuda::on_emulator(),
+        }
+    }
 }
 
 /// A compiled step of a session.
@@ -42,17 +86,31 @@ impl StepOutcome {
 }
 
 impl Session {
-    /// Puts `values`, in table order, on the CPU.
-    pub fn on_cpu(network: Network, values: Vec<Vec<f32>>) -> Self {
-        Self::new(network, values, Box::new(HostBackend::new(Cpu)))
+    /// Puts `values`, in table order, on a backend, matrices and activations being of type `compute`.
+    ///
+    /// # Errors
+    /// When the device has not enough memory, or fails.
+    pub fn new(
+        network: Network,
+        values: Vec<Vec<f32>>,
+        mut backend: Box<dyn Backend>,
+        compute: DType,
+    ) -> Result<Self> {
+        for (id, value) in network.param_ids().zip(values) {
+            let is_matrix = network.param(id).shape.len() == 2;
+            backend.write_value(id, if is_matrix { compute } else { DType::F32 }, value)?;
+        }
+        Ok(Self { network, backend, compute })
     }
 
-    /// Puts `values`, in table order, on a backend.
-    pub fn new(network: Network, values: Vec<Vec<f32>>, mut backend: Box<dyn Backend>) -> Self {
-        for (id, value) in network.param_ids().zip(values) {
-            backend.write_value(id, value);
-        }
-        Self { network, backend }
+    /// The type of activations and matrices.
+    pub fn compute(&self) -> DType {
+        self.compute
+    }
+
+    /// What the backend is called.
+    pub fn backend_name(&self) -> &'static str {
+        self.backend.name()
     }
 
     /// The network.
@@ -87,7 +145,7 @@ impl Session {
         let plan = step.plan();
         let mut losses = Vec::with_capacity(plan.tasks.len());
         for task in &plan.tasks {
-            let loss = self.backend.read(&step.bound, task.loss)[0];
+            let loss = self.backend.read(&step.bound, task.loss)?[0];
             if !loss.is_finite() {
                 return Err(Error::Run(format!(
                     "the loss of task {} is {loss} in step {}: a smaller --learning-rate may help",
@@ -96,7 +154,10 @@ impl Session {
             }
             losses.push(loss);
         }
-        let grad_norm = plan.grad_norm().map(|buf| self.backend.read(&step.bound, buf)[0]);
+        let grad_norm = match plan.grad_norm() {
+            Some(buf) => Some(self.backend.read(&step.bound, buf)?[0]),
+            None => None,
+        };
         if let Some(norm) = grad_norm.filter(|norm| !norm.is_finite()) {
             return Err(Error::Run(format!(
                 "the gradient norm is {norm} in step {}: a smaller --learning-rate may help",
@@ -107,22 +168,34 @@ impl Session {
     }
 
     /// The logits of a task after a run, `[B, C]`.
-    pub fn logits(&self, step: &Step, task: usize) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// When the device fails; so for all that follows.
+    pub fn logits(&mut self, step: &Step, task: usize) -> Result<Vec<f32>> {
         self.backend.read(&step.bound, step.plan().tasks[task].logits)
     }
 
     /// The encoder's last hidden state after a run of a step that trains nothing, `[T, D]`.
-    pub fn last_hidden(&self, step: &Step) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// As [`Session::logits`].
+    pub fn last_hidden(&mut self, step: &Step) -> Result<Vec<f32>> {
         self.backend.read(&step.bound, step.plan().last_hidden)
     }
 
     /// A parameter's gradient after a run, before clipping; None where the step makes none.
-    pub fn gradient(&self, step: &Step, param: ParamId) -> Option<Vec<f32>> {
-        step.plan().gradient(param).map(|buf| self.backend.read(&step.bound, buf))
+    ///
+    /// # Errors
+    /// As [`Session::logits`].
+    pub fn gradient(&mut self, step: &Step, param: ParamId) -> Result<Option<Vec<f32>>> {
+        step.plan().gradient(param).map(|buf| self.backend.read(&step.bound, buf)).transpose()
     }
 
     /// A parameter as it is now.
-    pub fn value(&self, param: ParamId) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// As [`Session::logits`].
+    pub fn value(&mut self, param: ParamId) -> Result<Vec<f32>> {
         self.backend.read_value(param)
     }
 }

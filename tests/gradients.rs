@@ -20,6 +20,7 @@ use frostline::batch::{ABSENT_LABEL, Batch, IGNORED_LABEL};
 use frostline::model::{Family, Group, Network, ParamId, Pooling};
 use frostline::plan::op::Dropout;
 use frostline::plan::{Capacity, Plan};
+use frostline::tensor::DType;
 
 /// Relative error of a central difference: `h²` of truncation, and rounding of 1e-16 over `h`.
 const STEP: f64 = 1e-5;
@@ -403,7 +404,7 @@ fn the_step_differentiates_its_own_loss() {
 
 fn set<O: Ops>(runner: &mut Runner<O>, id: ParamId, values: Vec<f32>) {
     use frostline::backend::Backend;
-    runner.backend.write_value(id, values);
+    runner.backend.write_value(id, DType::F32, values).unwrap();
 }
 
 /// Gradients as parts of one vector: noise is measured against the largest of them.
@@ -437,7 +438,7 @@ fn whole_steps_on_the_cpu() {
             // Roundings of two layers, about ten sums deep each.
             assert_close(&what, &cpu.losses(), &reference.losses(), 1e-6);
             if step == 1 {
-                compare_first_step(&what, &network, &batch, &cpu, &reference);
+                compare_first_step(&what, &network, &batch, &mut cpu, &mut reference);
             }
         }
         for (id, (ours, expected)) in
@@ -460,8 +461,8 @@ fn compare_first_step(
     what: &str,
     network: &Network,
     batch: &Batch,
-    cpu: &Runner<Cpu>,
-    reference: &Runner<Reference>,
+    cpu: &mut Runner<Cpu>,
+    reference: &mut Runner<Reference>,
 ) {
     for task in 0..2 {
         // Logits of absent rows are not computed.
@@ -475,9 +476,9 @@ fn compare_first_step(
         let (ours, expected) = (of_present(cpu.logits(task)), of_present(reference.logits(task)));
         assert_close(&format!("{what} logits {task}"), &ours, &expected, 2e-6);
     }
-    let norm_of = |runner: &Runner<Reference>| {
+    let norm_of = |runner: &mut Runner<Reference>| {
         use frostline::backend::Backend;
-        runner.backend.read(&runner.bound, runner.bound.plan.grad_norm().unwrap())
+        runner.backend.read(&runner.bound, runner.bound.plan.grad_norm().unwrap()).unwrap()
     };
     let [norm, factor] = norm_of(reference)[..] else { panic!("norm and factor") };
     assert!(norm > 0.5 && factor < 1.0, "{what}: clipping must act, the norm is {norm}");

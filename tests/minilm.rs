@@ -14,7 +14,7 @@ use frostline::freeze::FreezeMask;
 use frostline::model::weights::WeightFile;
 use frostline::model::{ModelFolder, Pooling, Source};
 use frostline::plan::{Capacity, StepOptions};
-use frostline::session::Session;
+use frostline::session::Engine;
 use frostline::tensor::DType;
 
 /// Largest relative error ‖a - b‖ / ‖b‖. The values are f64 results; another plain f32 forward pass came
@@ -69,7 +69,7 @@ fn sentences_have_the_hidden_states_that_transformers_computes() {
         dropout: true,
         max_grad_norm: None,
     };
-    let mut session = Session::on_cpu(network, values);
+    let mut session = Engine::CPU.session(network, values).unwrap();
     let mask = FreezeMask::all(session.network().params.len());
     let step = session.compile(&mask, &options).unwrap();
     let state = StepState {
@@ -80,7 +80,7 @@ fn sentences_have_the_hidden_states_that_transformers_computes() {
         seed: 0,
     };
     session.run(&step, &batch, &state, Timing::Off).unwrap();
-    let hidden = session.last_hidden(&step);
+    let hidden = session.last_hidden(&step).unwrap();
     let shape = [batch.n_tokens(), session.network().config.hidden_size];
     let all = expected.read_f32("last_hidden_state", &shape).unwrap();
     assert_close("all tokens", &hidden, &all);

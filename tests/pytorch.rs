@@ -214,9 +214,9 @@ fn relative(
     (error, (!follows).then(|| format!("off by {:.2e} of its update", difference / update)))
 }
 
-/// Runs every run of a golden case through the binary, reports each worst error, then fails if any
-/// run broke the rule.
-fn check(case_name: &str) {
+/// Runs every run of a golden case through the binary on `device`, reports each worst error, then fails
+/// if any run broke the rule.
+fn check(case_name: &str, device: &str) {
     let index = fs::read_to_string(golden().join("cases.json")).unwrap();
     let cases: Vec<Case> = serde_json::from_str(&index).unwrap();
     let case = cases.iter().find(|case| case.case == case_name).unwrap();
@@ -237,9 +237,9 @@ fn check(case_name: &str) {
         command.args(["--learning-rate", &run.learning_rate.to_string()]);
         command.args(["--weight-decay", &run.weight_decay.to_string()]);
         command.args(["--max-grad-norm", &run.max_grad_norm.to_string()]);
-        command.args(["--device", "cpu", "--dtype", "f32", "--dump"]).arg(&dump);
+        command.args(["--device", device, "--dtype", "f32", "--dump"]).arg(&dump);
         let output = command.output().unwrap();
-        let title = format!("{case_name}, {}, {} steps", run.freeze, run.steps);
+        let title = format!("{case_name} on {device}, {}, {} steps", run.freeze, run.steps);
         if !output.status.success() {
             let stderr = String::from_utf8_lossy(&output.stderr);
             failures.push(format!("{title}: {}\n{stderr}", output.status));
@@ -258,7 +258,11 @@ macro_rules! cases {
         $(
             #[test]
             fn $test() {
-                check($folder);
+                check($folder, "cpu");
+                // The GPU's kernels keep the same bounds.
+                if cfg!(feature = "emulator") {
+                    check($folder, "emulated");
+                }
             }
         )*
 

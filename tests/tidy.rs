@@ -74,7 +74,7 @@ const LAYERS: [&[&str]; 11] = [
     &["plan"],
     &["backend"],
     &["session"],
-    &["train", "checkpoint", "cache", "measure"],
+    &["train", "checkpoint", "cache", "measure", "doctor"],
     &["advise", "report"],
     &["cli"],
 ];
@@ -174,6 +174,57 @@ fn ops_are_called_the_same_everywhere() {
         .filter(|name| *name != "name")
         .collect();
     assert_eq!(functions, unique);
+
+    let launches = |source: &Source| source.path.starts_with("backend/cuda/launch/");
+    let all: String = sources().iter().filter(|one| launches(one)).map(Source::code).collect();
+    let kernels = kernel_sources();
+    for name in unique {
+        assert!(all.contains(&format!("pub(super) fn {name}(")), "no launch function {name}");
+        // The symbol bears a type, a variant or nothing more.
+        let is_there = kernels.iter().any(|text| text.contains(name));
+        assert!(is_there, "no kernel {name}");
+    }
+}
+
+/// The texts of the kernels' files.
+fn kernel_sources() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let mut texts = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "cu") {
+            texts.push(std::fs::read_to_string(&path).unwrap());
+        }
+    }
+    assert!(texts.len() >= 10, "the kernels were not found");
+    texts
+}
+
+#[test]
+fn kernels_say_what_a_reader_asks_first() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    for text in kernel_sources() {
+        // A file may only make instances of what a header of its family defines.
+        let included =
+            text.lines().filter_map(|line| line.strip_prefix("#include \"")?.strip_suffix('"'));
+        let included = included.map(|name| std::fs::read_to_string(folder.join(name)).unwrap());
+        let all: String = included.chain([text.clone()]).collect();
+        for field in ["MATHS", "SHAPES", "TRAFFIC", "LAUNCH", "PICTURE", "NEEDS", "HISTORY"] {
+            let title = text.lines().next().unwrap_or_default();
+            assert!(all.contains(&format!("// {field}")), "{field} is missing in: {title}");
+        }
+    }
+}
+
+#[test]
+fn cudarc_stays_under_the_cuda_backend() {
+    let mut faults = Vec::new();
+    for source in sources().iter().filter(|one| !one.path.starts_with("backend/cuda/driver")) {
+        for (at, line) in source.lines().filter(|(_, line)| line.contains("cudarc")) {
+            faults.push(format!("{}:{at}: {line}", source.path));
+        }
+    }
+    assert_none("cudarc", &faults);
 }
 
 fn snake_case(name: &str) -> String {

@@ -28,6 +28,11 @@ pub struct Mask {
     threshold: u32,
 }
 
+/// Bytes below this drop their element with probability `p`.
+pub fn threshold(p: f32) -> u32 {
+    (p * 256.0).round() as u32
+}
+
 impl Mask {
     /// The masks of `dropout` in step number `step`.
     pub fn new(dropout: Dropout, seed: u64, step: u64) -> Self {
@@ -35,7 +40,7 @@ impl Mask {
             key: key_of(seed),
             step: step as u32,
             site: dropout.site,
-            threshold: (dropout.p * 256.0).round() as u32,
+            threshold: threshold(dropout.p),
         }
     }
 

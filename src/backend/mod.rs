@@ -1,12 +1,15 @@
 //! Backends run plans. They know buffers and ops; no model, mask, file or scenario.
 //!
 //! [`host`] walks a plan over host memory and leaves the arithmetic to a table of functions:
-//! [`mod@reference`] (plain loops in f64, the meaning of each op) or [`cpu`] (f32, fast).
+//! [`mod@reference`] (plain loops in f64, the meaning of each op) or [`cpu`] (f32, fast). [`cuda`] launches
+//! kernels on a GPU or on the emulator; [`shadow`] holds a step of it against the reference, op by op.
 
 pub mod cpu;
+pub mod cuda;
 pub mod dropout;
 pub mod host;
 pub mod reference;
+pub mod shadow;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +18,7 @@ use crate::Result;
 use crate::batch::Batch;
 use crate::model::ParamId;
 use crate::plan::{BufId, Layout, Plan};
+use crate::tensor::DType;
 
 /// What changes from step to step without changing the plan.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,11 +81,17 @@ pub trait Backend {
     /// When the device has not enough memory.
     fn bind(&mut self, plan: Arc<Plan>, layout: Arc<Layout>) -> Result<Bound>;
 
-    /// Sets a parameter.
-    fn write_value(&mut self, param: ParamId, values: Vec<f32>);
+    /// Sets a parameter, which ops read as `dtype`.
+    ///
+    /// # Errors
+    /// When the device has not enough memory, or fails.
+    fn write_value(&mut self, param: ParamId, dtype: DType, values: Vec<f32>) -> Result<()>;
 
-    /// The parameter as it is now.
-    fn read_value(&self, param: ParamId) -> Vec<f32>;
+    /// The parameter as it is now, as exactly as the backend knows it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn read_value(&mut self, param: ParamId) -> Result<Vec<f32>>;
 
     /// Runs one step of a bound plan on a batch that its capacity serves.
     ///
@@ -97,5 +107,8 @@ pub trait Backend {
 
     /// The live elements of a buffer after a run of this plan: a result, a gradient, or an activation
     /// that nothing has overwritten.
-    fn read(&self, bound: &Bound, buf: BufId) -> Vec<f32>;
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn read(&mut self, bound: &Bound, buf: BufId) -> Result<Vec<f32>>;
 }

@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
+use crate::backend::cuda;
 use crate::data;
 use crate::model::{Config, ModelFolder, Network, Pooling, Source};
 use crate::plan::Capacity;
+use crate::session::{self, Engine};
+use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// The model: a folder, or a published size.
@@ -44,9 +47,12 @@ pub struct DeviceArgs {
     /// Device to compute on
     #[arg(long, value_enum, default_value_t = Device::Auto)]
     pub device: Device,
-    /// Type of activations and matrices [default: f32 on the CPU]
+    /// Type of activations and matrices [default: f32 on the CPU, bf16 on cuda and emulated]
     #[arg(long, value_enum)]
     pub dtype: Option<ComputeType>,
+    /// Replay steps as CUDA graphs, or launch kernel by kernel
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub graph: Switch,
     /// Threads of the CPU backend [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
@@ -61,6 +67,12 @@ pub enum Device {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeType {
     F32,
     Bf16,
@@ -71,32 +83,34 @@ impl DeviceArgs {
     ///
     /// # Errors
     /// A device that this program cannot use, a type that the device does not compute in.
-    pub fn prepare(&self) -> Result<()> {
-        match self.device {
-            Device::Auto | Device::Cpu => {}
-            Device::Cuda => {
-                return Err(Error::Device(
-                    "--device cuda: this version has no CUDA kernels yet, use --device cpu".into(),
-                ));
+    pub fn prepare(&self) -> Result<Engine> {
+        let graphs = self.graph == Switch::On;
+        let device = match self.device {
+            Device::Cpu => session::Device::Cpu,
+            Device::Cuda => session::Device::Cuda { graphs },
+            Device::Emulated => session::Device::Emulated,
+            Device::Auto => match cuda::check_gpu() {
+                Ok(()) => session::Device::Cuda { graphs },
+                Err(why) => {
+                    eprintln!("--device auto: computing on the CPU, since {why}");
+                    session::Device::Cpu
+                }
+            },
+        };
+        let compute = match (self.dtype, device) {
+            (Some(ComputeType::Bf16), session::Device::Cpu) => {
+                return Err(Error::usage("--dtype bf16: the CPU computes in f32 only"));
             }
-            Device::Emulated => {
-                return Err(Error::Device(
-                    "--device emulated: this version has no CUDA kernels yet to emulate, use \
-                     --device cpu"
-                        .into(),
-                ));
-            }
-        }
-        if self.dtype == Some(ComputeType::Bf16) {
-            return Err(Error::usage("--dtype bf16: the CPU computes in f32 only"));
-        }
+            (Some(ComputeType::F32), _) | (None, session::Device::Cpu) => DType::F32,
+            (Some(ComputeType::Bf16) | None, _) => DType::Bf16,
+        };
         if let Some(n) = self.threads {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(usize::from(n))
                 .build_global()
                 .map_err(|e| Error::Run(format!("--threads {n}: {e}")))?;
         }
-        Ok(())
+        Ok(Engine { device, compute })
     }
 }
 

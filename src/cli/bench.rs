@@ -10,7 +10,7 @@ use super::data_args::{DataArgs, longest};
 use super::step::Rates;
 use super::train::TrainingArgs;
 use super::{memory_probe, print, print_json, progress};
-use crate::backend::host::check_memory;
+use crate::backend::host::{available_bytes, refuse_if_short};
 use crate::batch::Batch;
 use crate::data::{Corpus, Synthetic, synthetic};
 use crate::freeze::{FreezeMask, FreezeSpec};
@@ -20,7 +20,7 @@ use crate::model::{Network, Source};
 use crate::plan::{Capacity, Layout, compile};
 use crate::report::environment::Environment;
 use crate::report::{Row, json as json_report, table};
-use crate::session::Session;
+use crate::session::{Device, Engine};
 use crate::{Error, Result};
 
 #[derive(clap::Args, Debug)]
@@ -73,7 +73,7 @@ enum Workload {
 
 pub fn run(args: &Args) -> Result<()> {
     let specs = scenario_specs(&args.scenarios)?;
-    args.device.prepare()?;
+    let engine = args.device.prepare()?;
     let source = args.model.source()?;
     let workload = workload(args, &source)?;
     let sizes = match &workload {
@@ -84,11 +84,11 @@ pub fn run(args: &Args) -> Result<()> {
     let scenarios = (specs.iter())
         .map(|spec| Ok(Scenario { freeze: spec.text().to_owned(), mask: spec.mask(&network)? }))
         .collect::<Result<Vec<_>>>()?;
-    let batches = batches(args, &workload, &network)?;
+    let batches = batches(args, engine, &workload, &network)?;
     let initial = source.initial_values(&network, args.seed)?;
     let mut trainings = match &workload {
         Workload::Real(corpus) if args.train => {
-            Some(Trainings::new(args, &source, &network, corpus, &initial)?)
+            Some(Trainings::new(args, engine, &source, &network, corpus, &initial)?)
         }
         _ => None,
     };
@@ -99,11 +99,17 @@ pub fn run(args: &Args) -> Result<()> {
         .map(|scenario| {
             bar.inc(1);
             let clip = args.rates.clip();
-            memory_probe::measure(&args.model, &network, &scenario.freeze, capacity, clip)
+            match engine.device {
+                Device::Cpu => {
+                    memory_probe::measure(&args.model, &network, &scenario.freeze, capacity, clip)
+                }
+                // A process's own memory says nothing of a device's.
+                Device::Cuda { .. } | Device::Emulated => None,
+            }
         })
         .collect();
     bar.finish_and_clear();
-    let ceilings = Ceilings::of_cpu();
+    let ceilings = Ceilings::of(engine)?;
     let options = MeasureOptions {
         n_rounds: args.rounds,
         n_warmup: args.warmup,
@@ -115,7 +121,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let n_steps = (args.rounds + args.warmup) * scenarios.len();
     let bar = progress::bar(n_steps as u64, "measuring steps");
-    let mut session = Session::on_cpu(network.clone(), initial.clone());
+    let mut session = engine.session(network.clone(), initial.clone())?;
     let measured = measure(&mut session, &scenarios, &batches, &ceilings, &options, |freeze| {
         bar.set_message(format!("measuring {freeze}"));
         bar.inc(1);
@@ -133,7 +139,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(trainings) => train_rows(trainings, &scenarios, &mut rows),
         None => Ok(()),
     };
-    report(args, &network, &batches, &ceilings, &rows)?;
+    report(args, engine, &network, &batches, &ceilings, &rows)?;
     trained
 }
 
@@ -172,7 +178,12 @@ fn workload(args: &Args, source: &Source) -> Result<Workload> {
 }
 
 /// One batch a round, as far as the data reach.
-fn batches(args: &Args, workload: &Workload, network: &Network) -> Result<Vec<Batch>> {
+fn batches(
+    args: &Args,
+    engine: Engine,
+    workload: &Workload,
+    network: &Network,
+) -> Result<Vec<Batch>> {
     let n_batches = args.rounds + args.warmup;
     match workload {
         Workload::Real(corpus) => {
@@ -195,9 +206,11 @@ fn batches(args: &Args, workload: &Workload, network: &Network) -> Result<Vec<Ba
             let capacity = full_capacity(n_sequences, *length)?;
             // Before the batch itself takes memory.
             let baseline = FreezeMask::none(network.params.len());
-            let options = step_options(capacity, args.rates.clip());
+            let options = step_options(capacity, engine.compute, args.rates.clip());
             let layout = Layout::new(&compile(network, &baseline, &options));
-            check_memory(layout.memory.total(), capacity, &layout)?;
+            if let Some(free) = available_bytes() {
+                refuse_if_short(layout.memory.total(), free, capacity, &layout)?;
+            }
             let shape = Synthetic {
                 n_sequences,
                 length: *length,
@@ -213,12 +226,13 @@ fn batches(args: &Args, workload: &Workload, network: &Network) -> Result<Vec<Ba
 
 fn report(
     args: &Args,
+    engine: Engine,
     network: &Network,
     batches: &[Batch],
     ceilings: &Ceilings,
     rows: &[Row],
 ) -> Result<()> {
-    let environment = Environment::of_cpu();
+    let environment = Environment::of(engine)?;
     let n_tokens: usize = batches.iter().map(Batch::n_tokens).sum();
     let mean_tokens = n_tokens as f64 / batches.len() as f64;
     if args.json {

@@ -9,12 +9,13 @@ use crate::freeze::{FreezeMask, FreezeSpec};
 use crate::measure::scenarios::{Measurement, Scenario};
 use crate::model::{Group, ModelFolder, Network, ParamId, Source};
 use crate::report::Training;
-use crate::session::Session;
+use crate::session::{Engine, Session};
 use crate::train::{TrainOptions, TrainOutcome, evaluate, prove_frozen, train};
 use crate::{Error, Result};
 
 /// Trains the scenarios of one `bench`, all from the same start.
 pub struct Trainings<'a> {
+    engine: Engine,
     source: &'a Source,
     network: &'a Network,
     corpus: &'a Corpus,
@@ -33,6 +34,7 @@ impl<'a> Trainings<'a> {
     /// A folder whose labels or pooling are not those of this run.
     pub fn new(
         args: &'a Args,
+        engine: Engine,
         source: &'a Source,
         network: &'a Network,
         corpus: &'a Corpus,
@@ -41,6 +43,7 @@ impl<'a> Trainings<'a> {
         let options = args.training.options(&args.data, &args.rates, args.seed);
         let heads = args.init.as_deref().map(|dir| heads_of(dir, network, corpus, initial));
         Ok(Self {
+            engine,
             source,
             network,
             corpus,
@@ -73,7 +76,7 @@ impl<'a> Trainings<'a> {
             }
         }
         eprintln!("training with {} frozen", scenario.freeze);
-        let mut session = Session::on_cpu(self.network.clone(), start.clone());
+        let mut session = self.engine.session(self.network.clone(), start.clone())?;
         let freezes_a_head = head_params(self.network).any(|id| scenario.mask.is_frozen(id));
         let before = match freezes_a_head {
             true => Some(evaluate(&mut session, self.corpus, &self.corpus.eval, 0)?),
@@ -82,7 +85,7 @@ impl<'a> Trainings<'a> {
         let outcome = self.train(&mut session, &scenario.mask)?;
         // A head that was trained first is held against the values that it was given.
         let file = self.source.weights();
-        let proof = prove_frozen(&session, &outcome.trained, file, &start, &given)?;
+        let proof = prove_frozen(&mut session, &outcome.trained, file, &start, &given)?;
         let n_steps = outcome.n_steps;
         Ok(Some(Training {
             eval: evaluate(&mut session, self.corpus, &self.corpus.eval, n_steps)?,
@@ -107,9 +110,10 @@ impl<'a> Trainings<'a> {
                     "training the heads with the backbone frozen, for scenarios that freeze one"
                 );
                 let mask = FreezeSpec::parse("backbone")?.mask(self.network)?;
-                let mut session = Session::on_cpu(self.network.clone(), self.initial.to_vec());
+                let mut session =
+                    self.engine.session(self.network.clone(), self.initial.to_vec())?;
                 self.train(&mut session, &mask)?;
-                self.network.param_ids().map(|id| session.value(id)).collect()
+                self.network.param_ids().map(|id| session.value(id)).collect::<Result<_>>()?
             }
         };
         Ok(self.heads.insert(heads))

@@ -16,7 +16,6 @@ use crate::measure::memory::PeakMeter;
 use crate::measure::scenarios::step_options;
 use crate::model::Network;
 use crate::plan::Capacity;
-use crate::session::Session;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -40,7 +39,7 @@ pub struct Args {
 
 /// Prints the growth of the peak over two steps that fill the capacity.
 pub fn run(args: &Args) -> Result<()> {
-    args.device.prepare()?;
+    let engine = args.device.prepare()?;
     let source = args.model.source()?;
     let network = source.network(&task_sizes(&args.tasks)?, args.model.pooling)?;
     let mask = FreezeSpec::parse(&args.freeze)?.mask(&network)?;
@@ -52,8 +51,9 @@ pub fn run(args: &Args) -> Result<()> {
     // Pages of the mapped file would count as resident.
     drop(source);
     let meter = PeakMeter::start();
-    let mut session = Session::on_cpu(network, values);
-    let step = session.compile(&mask, &step_options(capacity, args.max_grad_norm))?;
+    let mut session = engine.session(network, values)?;
+    let step =
+        session.compile(&mask, &step_options(capacity, engine.compute, args.max_grad_norm))?;
     for number in 1..=2 {
         let state = StepState {
             step: number,

@@ -5,6 +5,7 @@ mod batch_file;
 mod bench;
 mod bench_training;
 mod data_args;
+mod doctor;
 mod memory_probe;
 mod plan;
 mod progress;
@@ -42,6 +43,8 @@ enum Command {
     /// The growth of this process's memory over one scenario's steps, for bench
     #[command(hide = true)]
     MemoryProbe(memory_probe::Args),
+    /// Say what device, driver and kernels are here, and run every kernel against the reference
+    Doctor(doctor::Args),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -79,6 +82,7 @@ fn run(command: Command) -> Result<(), Error> {
         Command::MemoryProbe(args) => memory_probe::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Step(args) => step::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut shown_command(), "frostline", &mut script);

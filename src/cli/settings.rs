@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use clap::error::ErrorKind;
 use clap::{Arg, Command};
 use toml::Value;
 
@@ -14,7 +15,7 @@ use crate::{Error, Result};
 /// Puts the options of the file that `--config` names behind the subcommand, before what was typed.
 ///
 /// # Errors
-/// A file that cannot be read, is not TOML, or has a key that the subcommand does not know.
+/// A file that cannot be read, is not TOML, or has a key or a value that the subcommand does not know.
 pub fn expand(args: Vec<OsString>, command: &Command) -> Result<Vec<OsString>> {
     let Some((at, path)) = find(&args) else {
         return Ok(args);
@@ -30,22 +31,46 @@ pub fn expand(args: Vec<OsString>, command: &Command) -> Result<Vec<OsString>> {
         .map_err(|e| Error::content(path, format!("is not TOML: {}", e.message())))?;
     let typed: Vec<OsString> =
         args.iter().enumerate().filter(|(i, _)| !at.contains(i)).map(|(_, a)| a.clone()).collect();
+    if find(&typed).is_some() {
+        return Err(Error::usage("--config stands twice: one file can be given"));
+    }
     let mut expanded: Vec<OsString> = typed[..2].to_vec();
     for (key, value) in &table {
         let option = find_option(subcommand, key).ok_or_else(|| {
             Error::content(path, format!("{key}: frostline {name} has no such option"))
         })?;
         let names = option_names(option);
+        if names.iter().any(|name| name == "config") {
+            return Err(Error::content(path, format!("{key}: a settings file names no other")));
+        }
         let is_typed = |names: &[String]| typed.iter().any(|arg| is_one_of(arg, names));
         let rivals = rivals(subcommand, option);
         if !is_typed(&names) && !rivals.into_iter().any(|rival| is_typed(&option_names(rival))) {
             for value in values(path, key, value)? {
-                expanded.push(format!("--{}{value}", names[0]).into());
+                let arg = format!("--{}{value}", names[0]);
+                check_value(path, subcommand, key, &arg)?;
+                expanded.push(arg.into());
             }
         }
     }
     expanded.extend_from_slice(&typed[2..]);
     Ok(expanded)
+}
+
+/// Refuses a value that the option does not take, by the file's name: clap knows of no file.
+fn check_value(path: &Path, subcommand: &Command, key: &str, arg: &str) -> Result<()> {
+    let parsed = subcommand.clone().try_get_matches_from([subcommand.get_name(), arg]);
+    match parsed.map_err(|error| (error.kind(), error.to_string())) {
+        Err((
+            ErrorKind::InvalidValue | ErrorKind::ValueValidation | ErrorKind::TooManyValues,
+            text,
+        )) => {
+            let problem = text.lines().next().unwrap_or_default();
+            let problem = problem.strip_prefix("error: ").unwrap_or(problem);
+            Err(Error::content(path, format!("{key}: {problem}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Places and value of `--config FILE` or `--config=FILE`.

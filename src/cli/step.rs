@@ -9,7 +9,6 @@ use crate::freeze::FreezeSpec;
 use crate::model::weights::{self, NamedTensor};
 use crate::plan::{Capacity, StepOptions};
 use crate::session::{Session, Step, StepOutcome};
-use crate::tensor::DType;
 use crate::{Error, Result};
 
 #[derive(clap::Args, Debug)]
@@ -89,7 +88,7 @@ pub fn rate(text: &str) -> std::result::Result<f32, String> {
 pub fn run(args: &Args) -> Result<()> {
     let tasks = task_sizes(&args.tasks)?;
     let spec = FreezeSpec::parse(&args.freeze)?;
-    args.device.prepare()?;
+    let engine = args.device.prepare()?;
     check_parent("--dump", &args.dump)?;
     if args.dump == args.batch {
         return Err(Error::usage(format!(
@@ -103,12 +102,12 @@ pub fn run(args: &Args) -> Result<()> {
     let batch = batch_file::read(&args.batch, &network)?;
     let values = source.initial_values(&network, args.seed)?;
 
-    let mut session = Session::on_cpu(network, values);
+    let mut session = engine.session(network.clone(), values)?;
     let step = session.compile(
         &mask,
         &StepOptions {
             capacity: Capacity::of([&batch]),
-            compute: DType::F32,
+            compute: session.compute(),
             dropout: false,
             max_grad_norm: args.rates.clip(),
         },
@@ -121,42 +120,45 @@ pub fn run(args: &Args) -> Result<()> {
         seed: args.seed,
     };
     let first = session.run(&step, &batch, &state(1), Timing::Off)?;
-    let mut dump = first_step(&session, &step, &first);
+    let mut dump = first_step(&mut session, &step, &first)?;
     let mut last = first.clone();
     for number in 2..=args.steps {
         last = session.run(&step, &batch, &state(number), Timing::Off)?;
     }
     if args.steps > 1 {
-        let network = session.network();
-        dump.extend(network.param_ids().map(|id| {
+        for id in network.param_ids() {
             let param = network.param(id);
             let name = format!("param.{}", param.name);
-            NamedTensor::f32(name, param.shape.clone(), &session.value(id))
-        }));
+            dump.push(NamedTensor::f32(name, param.shape.clone(), &session.value(id)?));
+        }
     }
     weights::write(&args.dump, &dump)?;
     report(args, &session, &first, &last)
 }
 
 /// Losses, logits and gradients of the first step.
-fn first_step(session: &Session, step: &Step, outcome: &StepOutcome) -> Vec<NamedTensor> {
-    let network = session.network();
+fn first_step(
+    session: &mut Session,
+    step: &Step,
+    outcome: &StepOutcome,
+) -> Result<Vec<NamedTensor>> {
+    let network = session.network().clone();
     let mut dump = vec![NamedTensor::f32("loss", vec![1], &[outcome.loss()])];
     for (task, head) in network.heads.iter().enumerate() {
         let loss = format!("loss.{}", head.task);
         dump.push(NamedTensor::f32(loss, vec![1], &[outcome.losses[task]]));
-        let logits = session.logits(step, task);
+        let logits = session.logits(step, task)?;
         let shape = vec![logits.len() / head.n_labels, head.n_labels];
         dump.push(NamedTensor::f32(format!("logits.{}", head.task), shape, &logits));
     }
     for id in network.param_ids() {
-        if let Some(gradient) = session.gradient(step, id) {
+        if let Some(gradient) = session.gradient(step, id)? {
             let param = network.param(id);
             let name = format!("grad.{}", param.name);
             dump.push(NamedTensor::f32(name, param.shape.clone(), &gradient));
         }
     }
-    dump
+    Ok(dump)
 }
 
 fn report(args: &Args, session: &Session, first: &StepOutcome, last: &StepOutcome) -> Result<()> {

@@ -15,7 +15,6 @@ use super::{print, print_json, progress};
 use crate::freeze::FreezeSpec;
 use crate::model::Source;
 use crate::model::folder::{Settings, TaskSettings, TrainedModel, write_model};
-use crate::session::Session;
 use crate::train::{
     FreezeProof, LogLine, Observer, Quality, Schedule, TrainOptions, TrainOutcome, Warmup,
     prove_frozen, train,
@@ -105,7 +104,7 @@ impl TrainingArgs {
 
 pub fn run(args: &Args) -> Result<()> {
     let spec = FreezeSpec::parse(&args.freeze)?;
-    args.device.prepare()?;
+    let engine = args.device.prepare()?;
     check_parent("--output", &args.output)?;
     if args.output.is_file() {
         return Err(Error::content(&args.output, "--output: is a file, not a folder"));
@@ -120,21 +119,21 @@ pub fn run(args: &Args) -> Result<()> {
     let mask = spec.mask(&network)?;
     let initial = source.initial_values(&network, args.seed)?;
     let n_values = network.n_values();
-    let mut session = Session::on_cpu(network, initial.clone());
+    let mut session = engine.session(network, initial.clone())?;
     let options = args.training.options(&args.data, &args.rates, args.seed);
     let mut observer = Bar::new();
     let outcome = train(&mut session, &corpus, &mask, &options, &mut observer)?;
     observer.finish();
-    let proof = prove_frozen(&session, &outcome.trained, source.weights(), &initial, &[])?;
+    let proof = prove_frozen(&mut session, &outcome.trained, source.weights(), &initial, &[])?;
 
     let origin = match &source {
         Source::Folder(folder) => Some(folder),
         Source::Published(_) => None,
     };
-    let network = session.network();
+    let network = session.network().clone();
     let labels = |labels: &[String]| TaskSettings { labels: labels.to_vec() };
     let model = TrainedModel {
-        network,
+        network: &network,
         origin,
         settings: Settings {
             pooling: Some(network.pooling),
@@ -144,8 +143,8 @@ pub fn run(args: &Args) -> Result<()> {
             freeze: Some(args.freeze.clone()),
         },
         trained: (network.param_ids())
-            .map(|id| outcome.trained.contains(&id).then(|| session.value(id)))
-            .collect(),
+            .map(|id| outcome.trained.contains(&id).then(|| session.value(id)).transpose())
+            .collect::<Result<_>>()?,
         initial: &initial,
     };
     write_folder(beside, &args.output, &model, &outcome)?;

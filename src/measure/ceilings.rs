@@ -4,9 +4,15 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
+use crate::Result;
 use crate::backend::cpu::Cpu;
+use crate::backend::{StepState, Timing};
+use crate::batch::Batch;
+use crate::freeze::FreezeMask;
+use crate::model::{Config, Network, Pooling};
 use crate::philox::normal;
-use crate::plan::{Counts, Op, Phase, Plan};
+use crate::plan::{Capacity, Counts, Op, Phase, Plan, StepOptions};
+use crate::session::{Device, Engine};
 
 /// The rates of a product and of a copy, which bound what most ops of a step can do.
 ///
@@ -15,7 +21,7 @@ use crate::plan::{Counts, Op, Phase, Plan};
 /// copy is about to overwrite, a third transfer that nobody counts.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Ceilings {
-    /// Of a large f32 matrix product.
+    /// Of a large matrix product in the compute type.
     pub gemm_flops_per_second: f64,
     /// Bytes read and bytes written, together, of a pass from one array to another that fit no cache.
     pub copy_bytes_per_second: f64,
@@ -50,12 +56,103 @@ impl Ceilings {
         }
     }
 
+    /// The ceilings of what `engine` computes on.
+    ///
+    /// # Errors
+    /// When the device is not there, or fails.
+    pub fn of(engine: Engine) -> Result<Self> {
+        match engine.device {
+            Device::Cpu => Ok(Self::of_cpu()),
+            Device::Cuda { .. } => Self::of_kernels(engine, DEVICE_PROBE),
+            // The emulator's times mean nothing; they only have to be there.
+            Device::Emulated => Self::of_kernels(engine, EMULATOR_PROBE),
+        }
+    }
+
+    /// The best rates that a wide layer's forward pass reaches: of any product, and of any op that
+    /// mostly moves data.
+    fn of_kernels(engine: Engine, probe: Probe) -> Result<Self> {
+        let config = Config {
+            hidden_size: probe.width,
+            n_heads: probe.width / 64,
+            n_layers: 1,
+            intermediate_size: 4 * probe.width,
+            vocab_size: 1024,
+            ..Config::published("bert-base")?
+        };
+        let network = Network::new(&config, None, &[("task".to_owned(), 2)], Pooling::Mean)?;
+        let lengths = vec![128; probe.tokens / 128];
+        let batch = batch_of(&network, &lengths);
+        let mask = FreezeMask::all(network.params.len());
+        let counts = Counts::of(&batch);
+        let options = StepOptions {
+            capacity: Capacity::of([&batch]),
+            compute: engine.compute,
+            dropout: false,
+            max_grad_norm: None,
+        };
+        let values = network
+            .param_ids()
+            .map(|id| normal(1, id.0 as u32, network.param(id).n_elements(), 0.02))
+            .collect();
+        let mut session = engine.session(network, values)?;
+        let step = session.compile(&mask, &options)?;
+        let state = StepState {
+            step: 1,
+            learning_rate: 0.0,
+            head_learning_rate: 0.0,
+            weight_decay: 0.0,
+            seed: 1,
+        };
+        let mut best = Ceilings { gemm_flops_per_second: 0.0, copy_bytes_per_second: 0.0 };
+        for round in 0..=probe.n_rounds {
+            let times = session.run(&step, &batch, &state, Timing::Ops)?.times;
+            // The first round loads the kernels.
+            for (op, time) in step.plan().ops.iter().zip(&times.ops).filter(|_| round > 0) {
+                let (cost, seconds) = (step.plan().cost(op, &counts), time.as_secs_f64());
+                let rate = match op {
+                    Op::GemmFwd { .. } => &mut best.gemm_flops_per_second,
+                    Op::LayernormFwd { .. } => &mut best.copy_bytes_per_second,
+                    _ => continue,
+                };
+                let work = if matches!(op, Op::GemmFwd { .. }) { cost.flops } else { cost.bytes };
+                *rate = rate.max(work as f64 / seconds);
+            }
+        }
+        Ok(best)
+    }
+
     /// Seconds of work by these rates: arithmetic and traffic overlap, so the longer of the two.
     fn seconds(&self, flops: u64, bytes: u64) -> f64 {
         let arithmetic = flops as f64 / self.gemm_flops_per_second;
         let traffic = bytes as f64 / self.copy_bytes_per_second;
         arithmetic.max(traffic)
     }
+}
+
+/// The layer whose kernels tell a device's ceilings.
+#[derive(Clone, Copy)]
+struct Probe {
+    width: usize,
+    tokens: usize,
+    n_rounds: usize,
+}
+
+/// Products of 16384 x 4096 x 1024 and more, matrices of 32 MiB and more: much more than a last cache holds.
+const DEVICE_PROBE: Probe = Probe { width: 1024, tokens: 16 << 10, n_rounds: 20 };
+const EMULATOR_PROBE: Probe = Probe { width: 64, tokens: 128, n_rounds: 1 };
+
+/// A batch of sequences of these lengths, all of one token.
+fn batch_of(network: &Network, lengths: &[usize]) -> Batch {
+    let mut batch = Batch { cu_seqlens: vec![0], ..Batch::default() };
+    for &length in lengths {
+        batch.input_ids.extend(std::iter::repeat_n(1, length));
+        batch.position_ids.extend(0..length as i32);
+        batch.cu_seqlens.push(batch.input_ids.len() as i32);
+    }
+    batch.token_type_ids = vec![0; batch.input_ids.len()];
+    batch.labels = network.heads.iter().map(|_| vec![0; lengths.len()]).collect();
+    batch
 }
 
 fn time(f: impl FnOnce()) -> Duration {

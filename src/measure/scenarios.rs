@@ -77,8 +77,8 @@ struct Run {
 }
 
 /// The step's options that measuring and the memory probe share: training as it really is.
-pub fn step_options(capacity: Capacity, max_grad_norm: Option<f32>) -> StepOptions {
-    StepOptions { capacity, compute: DType::F32, dropout: true, max_grad_norm }
+pub fn step_options(capacity: Capacity, compute: DType, max_grad_norm: Option<f32>) -> StepOptions {
+    StepOptions { capacity, compute, dropout: true, max_grad_norm }
 }
 
 /// Measures `scenarios`, the first of which is the baseline; round `i` runs on batch `i` modulo their
@@ -98,7 +98,7 @@ pub fn measure(
     mut progress: impl FnMut(&str),
 ) -> Result<Vec<Measurement>> {
     assert!(!scenarios.is_empty() && !batches.is_empty() && options.n_rounds > 0);
-    let step = step_options(Capacity::of(batches), options.max_grad_norm);
+    let step = step_options(Capacity::of(batches), session.compute(), options.max_grad_norm);
     let mut runs = Vec::with_capacity(scenarios.len());
     for scenario in scenarios {
         runs.push(Run {

@@ -9,7 +9,6 @@ use crate::data::{BatchLimit, Corpus, Split};
 use crate::freeze::FreezeMask;
 use crate::plan::StepOptions;
 use crate::session::Session;
-use crate::tensor::DType;
 
 /// One task's result.
 #[derive(Clone, Debug)]
@@ -64,7 +63,7 @@ pub fn evaluate(
     let mask = FreezeMask::all(session.network().params.len());
     let options = StepOptions {
         capacity: super::largest_batch(split, limit),
-        compute: DType::F32,
+        compute: session.compute(),
         dropout: false,
         max_grad_norm: None,
     };
@@ -87,7 +86,7 @@ pub fn evaluate(
         let batch = corpus.pack(split, &indices);
         let outcome = session.run(&step, &batch, &state, Timing::Off)?;
         for (at, task) in tasks.iter_mut().enumerate() {
-            let logits = session.logits(&step, at);
+            let logits = session.logits(&step, at)?;
             let n_labels = logits.len() / batch.n_sequences();
             let mut n_labelled = 0;
             for (logits, &label) in logits.chunks_exact(n_labels).zip(&batch.labels[at]) {

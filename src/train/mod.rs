@@ -96,7 +96,7 @@ pub fn train(
     options: &TrainOptions,
     observer: &mut dyn Observer,
 ) -> Result<TrainOutcome> {
-    let step = session.compile(mask, &step_options(corpus, options))?;
+    let step = session.compile(mask, &step_options(corpus, session.compute(), options))?;
     let trained = step.plan().trained();
     if trained.is_empty() {
         return Err(Error::usage(
@@ -161,10 +161,10 @@ pub fn train(
 }
 
 /// The step's options for the largest batch that the corpus can give.
-fn step_options(corpus: &Corpus, options: &TrainOptions) -> StepOptions {
+fn step_options(corpus: &Corpus, compute: DType, options: &TrainOptions) -> StepOptions {
     StepOptions {
         capacity: largest_batch(&corpus.train, options.limit),
-        compute: DType::F32,
+        compute,
         dropout: true,
         max_grad_norm: options.max_grad_norm,
     }

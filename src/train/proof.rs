@@ -21,16 +21,16 @@ pub struct FreezeProof {
 /// # Errors
 /// A frozen tensor that differs.
 pub fn prove_frozen(
-    session: &Session,
+    session: &mut Session,
     trained: &[ParamId],
     file: Option<&WeightFile>,
     initial: &[Vec<f32>],
     given: &[ParamId],
 ) -> Result<FreezeProof> {
-    let network = session.network();
+    let network = session.network().clone();
     let mut proof = FreezeProof::default();
     for id in network.param_ids().filter(|id| !trained.contains(id)) {
-        let (param, value) = (network.param(id), session.value(id));
+        let (param, value) = (network.param(id), session.value(id)?);
         let file = file.filter(|file| file.contains(&param.name) && !given.contains(&id));
         let is_same = match file {
             Some(file) => {

@@ -109,17 +109,18 @@ fn faults_name_the_file_and_the_key() {
         ("freeze = 1979-05-27\n", 1, "freeze"),
         ("[freeze]\nall = true\n", 1, "freeze"),
         ("freeze = \n", 1, "TOML"),
+        ("batch_size = \"many\"\n", 1, "many"),
+        ("freeze = true\n", 1, "freeze"),
+        ("config = \"other.toml\"\n", 1, "config"),
         ("{\"freeze\": \"none\"}", 1, "TOML"),
     ] {
         let workspace = with_settings(text);
         let run = "plan --arch minilm-l6 --config settings.toml";
         workspace.refused(run, status, &["settings.toml", named]);
     }
-    // Values that the option itself refuses.
-    let workspace = with_settings("batch_size = \"many\"\n");
-    workspace.refused("plan --arch minilm-l6 --config settings.toml", 2, &["batch-size", "many"]);
-    let workspace = with_settings("freeze = true\n");
-    workspace.refused("plan --arch minilm-l6 --config settings.toml", 2, &["freeze"]);
+    let workspace = with_settings("freeze = \"none\"\n");
+    let twice = "plan --arch minilm-l6 --config settings.toml --config settings.toml";
+    workspace.refused(twice, 2, &["--config", "twice"]);
     workspace.refused("plan --config absent.toml", 1, &["absent.toml"]);
     workspace.refused("plan --arch minilm-l6 --config", 2, &["--config"]);
 }

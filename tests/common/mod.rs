@@ -173,7 +173,7 @@ impl<O: Ops> Runner<O> {
     pub fn new(ops: O, plan: Plan, values: &[Vec<f32>]) -> Self {
         let mut backend = HostBackend::new(ops);
         for (id, values) in values.iter().enumerate() {
-            backend.write_value(ParamId(id), values.clone());
+            backend.write_value(ParamId(id), DType::F32, values.clone()).unwrap();
         }
         let layout = Arc::new(Layout::new(&plan));
         let bound = backend.bind(Arc::new(plan), layout).unwrap();
@@ -184,34 +184,38 @@ impl<O: Ops> Runner<O> {
         self.backend.run(&self.bound, batch, &state, Timing::Off).unwrap();
     }
 
-    pub fn loss(&self, task: usize) -> f32 {
-        self.backend.read(&self.bound, self.bound.plan.tasks[task].loss)[0]
+    pub fn loss(&mut self, task: usize) -> f32 {
+        self.backend.read(&self.bound, self.bound.plan.tasks[task].loss).unwrap()[0]
     }
 
-    pub fn losses(&self) -> Vec<f32> {
+    pub fn losses(&mut self) -> Vec<f32> {
         (0..self.bound.plan.tasks.len()).map(|task| self.loss(task)).collect()
     }
 
-    pub fn logits(&self, task: usize) -> Vec<f32> {
-        self.backend.read(&self.bound, self.bound.plan.tasks[task].logits)
+    pub fn logits(&mut self, task: usize) -> Vec<f32> {
+        self.backend.read(&self.bound, self.bound.plan.tasks[task].logits).unwrap()
     }
 
     /// A parameter's gradient, None where the plan makes none.
-    pub fn gradient(&self, param: ParamId) -> Option<Vec<f32>> {
-        Some(self.backend.read(&self.bound, self.bound.plan.gradient(param)?))
+    pub fn gradient(&mut self, param: ParamId) -> Option<Vec<f32>> {
+        Some(self.backend.read(&self.bound, self.bound.plan.gradient(param)?).unwrap())
     }
 
-    pub fn values(&self, network: &Network) -> Vec<Vec<f32>> {
-        network.param_ids().map(|id| self.backend.read_value(id)).collect()
+    pub fn values(&mut self, network: &Network) -> Vec<Vec<f32>> {
+        network.param_ids().map(|id| self.backend.read_value(id).unwrap()).collect()
     }
 }
 
-/// `‖a - b‖ / ‖b‖`; NaN if anything is NaN, infinity if the lengths differ or only `b` is zero.
+/// `‖a - b‖ / ‖b‖`; NaN if anything is NaN or there is nothing to compare, infinity if the lengths
+/// differ or only `b` is zero.
 pub fn relative_error<A, B>(a: &[A], b: &[B]) -> f64
 where
     A: Copy + Into<f64>,
     B: Copy + Into<f64>,
 {
+    if a.is_empty() && b.is_empty() {
+        return f64::NAN;
+    }
     if a.len() != b.len() {
         return f64::INFINITY;
     }
@@ -239,7 +243,7 @@ where
     assert!(error <= tolerance, "{what}: relative error {error:.3e} above {tolerance:.1e}");
 }
 
-/// Whether two slices have the same bits (NaN is equal to itself here).
+/// Whether two slices have the same bits (NaN is equal to itself here), and any at all.
 pub fn same_bits(a: &[f32], b: &[f32]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+    !a.is_empty() && a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }

@@ -5,7 +5,7 @@ use crate::{Error, Result};
 
 /// Bytes that the system, or the container that this process runs in, could still give, where they say
 /// (Linux, cgroup v2).
-fn available_bytes() -> Option<usize> {
+pub fn available_bytes() -> Option<usize> {
     let read = |file: &str| -> Option<usize> {
         std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse().ok()
     };
@@ -22,14 +22,20 @@ fn system_available_bytes() -> Option<usize> {
     kib.checked_mul(1024)
 }
 
-/// Refuses a step whose memory is not to be had; `missing_bytes` is what is not yet allocated of it.
+/// Refuses a step whose memory is not to be had: of `missing_bytes` that are not yet allocated
+/// `free_bytes` could be.
 ///
 /// # Errors
 /// Both figures, where the memory goes, and what would help.
-pub fn check_memory(missing_bytes: usize, capacity: Capacity, layout: &Layout) -> Result<()> {
-    let Some(available) = available_bytes().filter(|&available| missing_bytes > available) else {
+pub fn refuse_if_short(
+    missing_bytes: usize,
+    free_bytes: usize,
+    capacity: Capacity,
+    layout: &Layout,
+) -> Result<()> {
+    if missing_bytes <= free_bytes {
         return Ok(());
-    };
+    }
     let gigabytes = |bytes: usize| bytes as f64 / 1e9;
     let memory = layout.memory;
     Err(Error::Run(format!(
@@ -39,7 +45,7 @@ pub fn check_memory(missing_bytes: usize, capacity: Capacity, layout: &Layout) -
         capacity.tokens,
         capacity.sequences,
         gigabytes(missing_bytes),
-        gigabytes(available),
+        gigabytes(free_bytes),
         gigabytes(memory.weights),
         gigabytes(memory.gradients),
         gigabytes(memory.optimizer),

@@ -106,6 +106,25 @@ impl<E: Element> Memory<E> {
     }
 }
 
+impl<E: Element> Memory<E> {
+    /// Sets a buffer that is no input; one that lies nowhere (a master) is left alone.
+    pub fn write(&mut self, plan: &Plan, layout: &Layout, buf: BufId, values: Vec<f32>) {
+        let values = E::from_f32s(values);
+        match plan.buffer(buf).role {
+            Role::Value(id) => self.values[id.0] = values,
+            Role::Gradient(id) => self.gradients[id.0] = values,
+            Role::Moment1(id) => self.moment1[id.0] = values,
+            Role::Moment2(id) => self.moment2[id.0] = values,
+            _ => {
+                if let Some(place) = layout.place(buf) {
+                    let start = place.offset_bytes / LAYOUT_ELEMENT_BYTES;
+                    self.arena[start..start + values.len()].copy_from_slice(&values);
+                }
+            }
+        }
+    }
+}
+
 /// The buffers that a plan writes or updates.
 fn written(plan: &Plan) -> Vec<BufId> {
     plan.ops.iter().flat_map(|op| op.writes().into_iter().chain(op.updates())).collect()

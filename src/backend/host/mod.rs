@@ -8,7 +8,7 @@ pub mod ops;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use self::available::check_memory;
+pub use self::available::{available_bytes, refuse_if_short};
 use self::frame::Memory;
 pub use self::ops::{Element, Ops};
 use super::{Backend, Bound, StepState, StepTimes, Timing};
@@ -16,6 +16,7 @@ use crate::Result;
 use crate::batch::Batch;
 use crate::model::ParamId;
 use crate::plan::{BufId, Layout, Op, Plan};
+use crate::tensor::DType;
 
 /// What [`HostBackend::run`] needs of an op at every step, worked out once.
 struct Operands {
@@ -45,7 +46,10 @@ impl<O: Ops> Backend for HostBackend<O> {
     }
 
     fn bind(&mut self, plan: Arc<Plan>, layout: Arc<Layout>) -> Result<Bound> {
-        check_memory(self.memory.missing_bytes(&plan, &layout), plan.capacity, &layout)?;
+        if let Some(free) = available_bytes() {
+            let missing = self.memory.missing_bytes(&plan, &layout);
+            refuse_if_short(missing, free, plan.capacity, &layout)?;
+        }
         self.memory.make_room(&plan, &layout);
         let operands = plan.ops.iter().map(|op| match op {
             // The optimizer's ops go over the parameters' own storage.
@@ -58,12 +62,13 @@ impl<O: Ops> Backend for HostBackend<O> {
         Ok(Bound { plan, layout, index: self.operands.len() - 1 })
     }
 
-    fn write_value(&mut self, param: ParamId, values: Vec<f32>) {
+    fn write_value(&mut self, param: ParamId, _dtype: DType, values: Vec<f32>) -> Result<()> {
         self.memory.set_value(param, values);
+        Ok(())
     }
 
-    fn read_value(&self, param: ParamId) -> Vec<f32> {
-        self.memory.value(param)
+    fn read_value(&mut self, param: ParamId) -> Result<Vec<f32>> {
+        Ok(self.memory.value(param))
     }
 
     fn run(
@@ -79,12 +84,24 @@ impl<O: Ops> Backend for HostBackend<O> {
         Ok(rayon::scope(|_| self.run_ops(bound, batch, state, timing)))
     }
 
-    fn read(&self, bound: &Bound, buf: BufId) -> Vec<f32> {
-        self.memory.read(&bound.plan, &bound.layout, buf, self.live)
+    fn read(&mut self, bound: &Bound, buf: BufId) -> Result<Vec<f32>> {
+        Ok(self.memory.read(&bound.plan, &bound.layout, buf, self.live))
     }
 }
 
 impl<O: Ops> HostBackend<O> {
+    /// Runs one op of a bound plan.
+    pub(super) fn perform(&mut self, bound: &Bound, op: usize, batch: &Batch, state: &StepState) {
+        self.live = (batch.n_tokens(), batch.n_sequences());
+        let operands = self.operands[bound.index].clone();
+        self.run_op(bound, &bound.plan.ops[op], &operands[op], batch, state);
+    }
+
+    /// Sets the live elements of a buffer of a bound plan.
+    pub(super) fn write(&mut self, bound: &Bound, buf: BufId, values: Vec<f32>) {
+        self.memory.write(&bound.plan, &bound.layout, buf, values);
+    }
+
     fn run_ops(
         &mut self,
         bound: &Bound,

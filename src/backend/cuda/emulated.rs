@@ -1,0 +1,268 @@
+//! The emulator as a device: the same kernels, compiled for the CPU, one fibre a CUDA thread.
+
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout as HostLayout, alloc, dealloc};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::time::{Duration, Instant};
+
+use super::device::{Arg, Device, Graph, Launch, Mark};
+use crate::{Error, Result};
+
+/// In which order the emulator runs what may run in any order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Threads in turn.
+    Fifo,
+    /// The last that became ready first.
+    Lifo,
+    /// Random priorities of warps, drawn again rarely: one warp runs as far ahead as barriers let it.
+    RandomWarps { seed: u64 },
+}
+
+/// How the emulator runs kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    pub order: Order,
+    /// Whether asynchronous copies happen as late as is legal, else as early.
+    pub deferred: bool,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Schedule { order: Order::Fifo, deferred: false }
+    }
+}
+
+/// What the emulator counted since it was asked last.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub switches: u64,
+    pub barriers: u64,
+    pub collectives: u64,
+    pub async_copies: u64,
+    /// Tensor-core products of a warp.
+    pub mma: u64,
+    pub global_sectors: u64,
+    pub global_bytes: u64,
+    pub shared_conflicts: u64,
+}
+
+#[repr(C)]
+struct Options {
+    policy: c_int,
+    deferred_async: c_int,
+    seed: u64,
+    os_threads: c_int,
+    check_blocks: c_int,
+}
+
+unsafe extern "C" {
+    fn frostline_emulator_launch(
+        kernel: *const c_char,
+        grid: *const u32,
+        block: *const u32,
+        shared_bytes: usize,
+        params: *mut *mut c_void,
+        options: *const Options,
+        counts: *mut Counts,
+    ) -> *const c_char;
+}
+
+/// Blocks of this many bytes and above start at such a multiple, as the arena's places assume.
+const ALIGNMENT_BYTES: usize = 256;
+
+/// Multiprocessors that the emulator says it has: few, so that last-arriver reductions meet.
+const N_PROCESSORS: u32 = 4;
+
+/// A device in this process's memory.
+#[derive(Debug, Default)]
+pub struct Emulator {
+    schedule: Schedule,
+    blocks: HashMap<u64, HostLayout>,
+    marks: Vec<Instant>,
+    /// Counts of the launches since they were last taken.
+    counts: Counts,
+}
+
+impl Emulator {
+    /// An emulator that runs kernels in the order of `schedule`.
+    pub fn new(schedule: Schedule) -> Self {
+        let mut emulator = Emulator::default();
+        emulator.schedule = schedule;
+        emulator
+    }
+
+    /// The counts since the last call, which start again from zero.
+    pub fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// Panics if `n_bytes` at `address` are not within one block: every copy is of our own buffers.
+    fn check(&self, address: u64, n_bytes: usize) {
+        let holds = |(start, layout): (&u64, &HostLayout)| {
+            *start <= address && address + n_bytes as u64 <= start + layout.size() as u64
+        };
+        assert!(self.blocks.iter().any(holds), "{n_bytes} bytes at {address:#x} are not allocated");
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        for (address, layout) in self.blocks.drain() {
+            // SAFETY: the block came from `alloc` with this layout and was not released.
+            unsafe { dealloc(address as *mut u8, layout) };
+        }
+    }
+}
+
+impl Device for Emulator {
+    fn name(&self) -> String {
+        "emulator".into()
+    }
+
+    fn n_processors(&self) -> u32 {
+        N_PROCESSORS
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        Ok(crate::backend::host::available_bytes())
+    }
+
+    fn allocate(&mut self, n_bytes: usize) -> Result<u64> {
+        let layout = HostLayout::from_size_align(n_bytes.max(1), ALIGNMENT_BYTES)
+            .map_err(|e| Error::Run(format!("a block of {n_bytes} bytes: {e}")))?;
+        // SAFETY: the layout's size is not zero.
+        let block = unsafe { alloc(layout) };
+        if block.is_null() {
+            return Err(Error::Run(format!("no memory for a block of {n_bytes} bytes")));
+        }
+        // SAFETY: the block has just been allocated with this size.
+        unsafe { block.write_bytes(0xFF, layout.size()) };
+        self.blocks.insert(block as u64, layout);
+        Ok(block as u64)
+    }
+
+    fn release(&mut self, address: u64) {
+        if let Some(layout) = self.blocks.remove(&address) {
+            // SAFETY: the block came from `alloc` with this layout, and is forgotten here.
+            unsafe { dealloc(address as *mut u8, layout) };
+        }
+    }
+
+    fn upload(&mut self, bytes: &[u8], to: u64) -> Result<()> {
+        self.check(to, bytes.len());
+        // SAFETY: the bytes lie within one block, which no reference points into.
+        unsafe { (to as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn download(&mut self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.check(from, bytes.len());
+        // SAFETY: the bytes lie within one block and are initialised: blocks start filled.
+        unsafe { (from as *const u8).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn fill(&mut self, to: u64, byte: u8, n_bytes: usize) -> Result<()> {
+        self.check(to, n_bytes);
+        // SAFETY: the bytes lie within one block, which no reference points into.
+        unsafe { (to as *mut u8).write_bytes(byte, n_bytes) };
+        Ok(())
+    }
+
+    fn launch(&mut self, launch: &Launch) -> Result<()> {
+        let fault = |problem: &str| Error::Run(format!("kernel {}: {problem}", launch.kernel));
+        let kernel = CString::new(launch.kernel).map_err(|e| fault(&e.to_string()))?;
+        // Each argument in a word of its own; little-endian, so that its first bytes are the value.
+        let mut words: Vec<u64> = launch
+            .args
+            .iter()
+            .map(|arg| match *arg {
+                Arg::Address(address) => address,
+                Arg::I32(value) => u64::from(value as u32),
+                Arg::U32(value) => u64::from(value),
+                Arg::F32(value) => u64::from(value.to_bits()),
+            })
+            .collect();
+        let mut params: Vec<*mut c_void> =
+            words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
+        let (policy, seed) = match self.schedule.order {
+            Order::Fifo => (0, 0),
+            Order::Lifo => (1, 0),
+            Order::RandomWarps { seed } => (3, seed),
+        };
+        let options = Options {
+            policy,
+            deferred_async: c_int::from(self.schedule.deferred),
+            seed,
+            os_threads: 1,
+            check_blocks: 0,
+        };
+        let block = [launch.block, 1, 1];
+        let mut counts = Counts::default();
+        // SAFETY: the kernel takes as many arguments as the launch function gives, which tests run for
+        // every kernel; their addresses lie in blocks of this device; the emulator keeps no pointer.
+        let problem = unsafe {
+            frostline_emulator_launch(
+                kernel.as_ptr(),
+                launch.grid.as_ptr(),
+                block.as_ptr(),
+                launch.shared_bytes,
+                params.as_mut_ptr(),
+                &options,
+                &mut counts,
+            )
+        };
+        if !problem.is_null() {
+            // SAFETY: the emulator gives a C string that stays until the next launch of this thread.
+            let text = unsafe { CStr::from_ptr(problem) };
+            return Err(fault(&text.to_string_lossy()));
+        }
+        let (total, one) = (&mut self.counts, counts);
+        total.switches += one.switches;
+        total.barriers += one.barriers;
+        total.collectives += one.collectives;
+        total.async_copies += one.async_copies;
+        total.mma += one.mma;
+        total.global_sectors += one.global_sectors;
+        total.global_bytes += one.global_bytes;
+        total.shared_conflicts += one.shared_conflicts;
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn mark(&mut self) -> Result<Mark> {
+        self.marks.push(Instant::now());
+        Ok(Mark(self.marks.len() - 1))
+    }
+
+    fn elapsed(&mut self, from: Mark, to: Mark) -> Result<Duration> {
+        Ok(self.marks[to.0] - self.marks[from.0])
+    }
+
+    fn forget_marks(&mut self) {
+        self.marks.clear();
+    }
+
+    fn has_graphs(&self) -> bool {
+        false
+    }
+
+    fn begin_recording(&mut self) -> Result<()> {
+        Err(Error::Device("the emulator records no graphs".into()))
+    }
+
+    fn end_recording(&mut self) -> Result<Graph> {
+        Err(Error::Device("the emulator records no graphs".into()))
+    }
+
+    fn replay(&mut self, _graph: Graph) -> Result<()> {
+        Err(Error::Device("the emulator records no graphs".into()))
+    }
+}

@@ -1,0 +1,387 @@
+//! The CUDA backend: hand-written kernels on a GPU, or on the emulator, through the same launch code.
+//!
+//! Memory is allocated when a plan is bound and never within a step. A step writes its inputs in one
+//! copy and starts its kernels; from the second run of a plan on they are replayed as recorded graphs,
+//! one a phase.
+
+mod device;
+mod driver;
+pub mod embedded;
+#[cfg(feature = "emulator")]
+pub mod emulated;
+mod inputs;
+mod launch;
+mod memory;
+mod tiles;
+
+use std::sync::Arc;
+
+pub use self::device::{Arg, Device, Graph, Launch, Mark};
+pub use self::driver::CudaDevice;
+use self::launch::{Context, Needs, Places, Stage};
+use self::memory::{Addresses, Block, Memory};
+use super::host::refuse_if_short;
+use super::{Backend, Bound, StepState, StepTimes, Timing};
+use crate::Result;
+use crate::batch::Batch;
+use crate::model::ParamId;
+use crate::plan::{BufId, Layout, Phase, Plan, Role};
+use crate::tensor::DType;
+
+/// What the backend keeps for a plan that it has bound.
+struct BoundPlan {
+    needs: Needs,
+    places: Places,
+    /// One a phase, once recorded.
+    graphs: Option<Vec<Graph>>,
+    has_run: bool,
+}
+
+/// A backend over a device.
+pub struct CudaBackend<D: Device> {
+    device: D,
+    name: &'static str,
+    memory: Memory,
+    scratch: Option<Block>,
+    counters: Option<Block>,
+    bound: Vec<BoundPlan>,
+    use_graphs: bool,
+    /// Tokens and sequences of the last run, whose counts say how much of a buffer means anything.
+    live: (usize, usize),
+}
+
+impl<D: Device> CudaBackend<D> {
+    /// A backend without parameters, called `name`; `use_graphs` replays steps as recorded graphs where
+    /// the device can.
+    pub fn new(device: D, name: &'static str, use_graphs: bool) -> Self {
+        let use_graphs = use_graphs && device.has_graphs();
+        CudaBackend {
+            device,
+            name,
+            memory: Memory::default(),
+            scratch: None,
+            counters: None,
+            bound: Vec::new(),
+            use_graphs,
+            live: (0, 0),
+        }
+    }
+
+    /// The device.
+    pub fn device(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    /// Launches of each op of a bound plan, in the order of its ops.
+    pub fn n_launches(&self, bound: &Bound) -> &[usize] {
+        &self.bound[bound.index].needs.n_launches
+    }
+
+    /// Copies batch and state to the device.
+    pub(crate) fn begin(&mut self, bound: &Bound, batch: &Batch, state: &StepState) -> Result<()> {
+        assert!(bound.plan.capacity.serves(batch), "the batch is larger than the plan's capacity");
+        self.live = (batch.n_tokens(), batch.n_sequences());
+        let this = &self.bound[bound.index];
+        let block = this.needs.inputs.fill(batch, state);
+        self.device.upload(&block, this.places.inputs)
+    }
+
+    /// Starts the kernels of the ops `ops`.
+    pub(crate) fn perform(
+        &mut self,
+        bound: &Bound,
+        ops: impl Iterator<Item = usize>,
+    ) -> Result<()> {
+        let (plan, layout) = (&bound.plan, &bound.layout);
+        let addresses = Addresses { memory: &self.memory, plan, layout };
+        let this = &mut self.bound[bound.index];
+        let n_processors = self.device.n_processors();
+        let stage = Stage::Performance { device: &mut self.device, places: &this.places };
+        let mut context = Context::new(plan, &addresses, &mut this.needs, stage, n_processors);
+        for op in ops {
+            context.perform(op)?;
+        }
+        Ok(())
+    }
+
+    /// Fills a buffer with NaN, so that what an op leaves out can be seen.
+    pub(crate) fn poison(&mut self, bound: &Bound, buf: BufId) -> Result<()> {
+        let (plan, layout) = (&bound.plan, &bound.layout);
+        let address = Addresses { memory: &self.memory, plan, layout }.of(buf);
+        let buffer = plan.buffer(buf);
+        let n = buffer.n_elements(self.live.0, self.live.1);
+        self.device.fill(address, 0xFF, n * buffer.dtype.size_bytes())
+    }
+
+    fn run_plainly(&mut self, bound: &Bound, timing: Timing) -> Result<StepTimes> {
+        let n_ops = bound.plan.ops.len();
+        if timing == Timing::Off {
+            self.perform(bound, 0..n_ops)?;
+            return Ok(StepTimes::default());
+        }
+        self.device.forget_marks();
+        let mut marks = vec![self.device.mark()?];
+        for op in 0..n_ops {
+            self.perform(bound, op..op + 1)?;
+            marks.push(self.device.mark()?);
+        }
+        self.device.synchronize()?;
+        let mut times = StepTimes::default();
+        for (op, ends) in bound.plan.ops.iter().zip(marks.windows(2)) {
+            let elapsed = self.device.elapsed(ends[0], ends[1])?;
+            times.phases[op.phase() as usize] += elapsed;
+            if timing == Timing::Ops {
+                times.ops.push(elapsed);
+            }
+        }
+        Ok(times)
+    }
+
+    fn record(&mut self, bound: &Bound) -> Result<Vec<Graph>> {
+        let plan = bound.plan.clone();
+        let mut graphs = Vec::with_capacity(Phase::ALL.len());
+        for phase in Phase::ALL {
+            self.device.begin_recording()?;
+            let ops = (0..plan.ops.len()).filter(|&op| plan.ops[op].phase() == phase);
+            let performed = self.perform(bound, ops);
+            graphs.push(self.device.end_recording()?);
+            performed?;
+        }
+        Ok(graphs)
+    }
+
+    fn replay(&mut self, bound: &Bound, timing: Timing) -> Result<StepTimes> {
+        let graphs = match self.bound[bound.index].graphs.take() {
+            Some(graphs) => graphs,
+            None => self.record(bound)?,
+        };
+        self.device.forget_marks();
+        let mut marks = Vec::with_capacity(graphs.len() + 1);
+        for graph in &graphs {
+            if timing != Timing::Off {
+                marks.push(self.device.mark()?);
+            }
+            self.device.replay(*graph)?;
+        }
+        self.bound[bound.index].graphs = Some(graphs);
+        let mut times = StepTimes::default();
+        if timing != Timing::Off {
+            marks.push(self.device.mark()?);
+            self.device.synchronize()?;
+            for (phase, ends) in times.phases.iter_mut().zip(marks.windows(2)) {
+                *phase = self.device.elapsed(ends[0], ends[1])?;
+            }
+        }
+        Ok(times)
+    }
+
+    /// Memory for what the plan's launches asked for, and their tables.
+    fn settle(&mut self, needs: &Needs) -> Result<Places> {
+        let device = &mut self.device;
+        let mut has_moved = grow(device, &mut self.scratch, needs.scratch_bytes, None)?;
+        has_moved |= grow(device, &mut self.counters, needs.n_counters * 4, Some(0))?;
+        let inputs = Block::new(device, needs.inputs.n_bytes())?.address;
+        let mut tables = Vec::with_capacity(needs.tables.len());
+        for (_, words) in &needs.tables {
+            let block = Block::new(device, size_of_val(words.as_slice()))?;
+            device.upload(bytemuck::cast_slice(words), block.address)?;
+            tables.push(block.address);
+        }
+        let address = |block: &Option<Block>| block.map_or(0, |block| block.address);
+        let (scratch, counters) = (address(&self.scratch), address(&self.counters));
+        if has_moved {
+            for earlier in &mut self.bound {
+                (earlier.places.scratch, earlier.places.counters) = (scratch, counters);
+                earlier.graphs = None;
+            }
+        }
+        Ok(Places { inputs, scratch, counters, tables })
+    }
+}
+
+/// Makes sure that a block holds `n_bytes`; says whether it moved.
+fn grow(
+    device: &mut dyn Device,
+    slot: &mut Option<Block>,
+    n_bytes: usize,
+    fill: Option<u8>,
+) -> Result<bool> {
+    if n_bytes == 0 || slot.is_some_and(|block| block.n_bytes >= n_bytes) {
+        return Ok(false);
+    }
+    if let Some(block) = slot.take() {
+        device.synchronize()?;
+        device.release(block.address);
+    }
+    let block = Block::new(device, n_bytes)?;
+    if let Some(byte) = fill {
+        device.fill(block.address, byte, n_bytes)?;
+    }
+    *slot = Some(block);
+    Ok(true)
+}
+
+impl<D: Device> Backend for CudaBackend<D> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn bind(&mut self, plan: Arc<Plan>, layout: Arc<Layout>) -> Result<Bound> {
+        if let Some(free) = self.device.free_bytes()? {
+            let missing = self.memory.missing_bytes(&plan, &layout);
+            refuse_if_short(missing, free, plan.capacity, &layout)?;
+        }
+        let has_moved = self.memory.make_room(&mut self.device, &plan, &layout)?;
+        if has_moved {
+            self.bound.iter_mut().for_each(|earlier| earlier.graphs = None);
+        }
+        let mut needs = Needs::default();
+        let addresses = Addresses { memory: &self.memory, plan: &plan, layout: &layout };
+        let n_processors = self.device.n_processors();
+        let mut rehearsal =
+            Context::new(&plan, &addresses, &mut needs, Stage::Rehearsal, n_processors);
+        for op in 0..plan.ops.len() {
+            rehearsal.perform(op)?;
+        }
+        let places = self.settle(&needs)?;
+        self.bound.push(BoundPlan { needs, places, graphs: None, has_run: false });
+        Ok(Bound { plan, layout, index: self.bound.len() - 1 })
+    }
+
+    fn write_value(&mut self, param: ParamId, dtype: DType, values: Vec<f32>) -> Result<()> {
+        self.memory.write_value(&mut self.device, param, dtype, values)
+    }
+
+    fn read_value(&mut self, param: ParamId) -> Result<Vec<f32>> {
+        self.memory.read_value(&mut self.device, param)
+    }
+
+    fn run(
+        &mut self,
+        bound: &Bound,
+        batch: &Batch,
+        state: &StepState,
+        timing: Timing,
+    ) -> Result<StepTimes> {
+        self.begin(bound, batch, state)?;
+        // The first run loads kernels, which a recording must not.
+        let has_run = std::mem::replace(&mut self.bound[bound.index].has_run, true);
+        if self.use_graphs && has_run && timing != Timing::Ops {
+            self.replay(bound, timing)
+        } else {
+            self.run_plainly(bound, timing)
+        }
+    }
+
+    fn read(&mut self, bound: &Bound, buf: BufId) -> Result<Vec<f32>> {
+        let (plan, layout) = (&bound.plan, &bound.layout);
+        let buffer = plan.buffer(buf);
+        let is_in_arena = matches!(buffer.role, Role::Transient | Role::Result);
+        if is_in_arena && layout.place(buf).is_none() {
+            return Ok(Vec::new());
+        }
+        let address = Addresses { memory: &self.memory, plan, layout }.of(buf);
+        let n = buffer.n_elements(self.live.0, self.live.1);
+        memory::read(&mut self.device, address, buffer.dtype, n)
+    }
+}
+
+/// Whether the kernels can run on a GPU here.
+///
+/// # Errors
+/// What is missing, and its cure.
+pub fn check_gpu() -> Result<()> {
+    gpu(false).map(|_| ())
+}
+
+/// The first GPU's name.
+///
+/// # Errors
+/// As [`check_gpu`].
+pub fn gpu_name() -> Result<String> {
+    Ok(driver::probe(0)?.name)
+}
+
+/// What the first GPU is, as names and values, if the kernels can run on it.
+///
+/// # Errors
+/// As [`check_gpu`].
+pub fn describe_gpu() -> Result<Vec<(String, String)>> {
+    let facts = driver::probe(0)?;
+    let version = |(major, minor): (u32, u32)| format!("{major}.{minor}");
+    let described = [
+        ("gpu", facts.name.clone()),
+        ("compute capability", version(facts.capability)),
+        ("driver serves CUDA", version(facts.driver)),
+        ("multiprocessors", facts.n_processors.to_string()),
+        ("memory", format!("{:.1} GB", facts.total_bytes as f64 / 1e9)),
+        ("shared memory", format!("{} KB a block", facts.shared_bytes / 1024)),
+    ];
+    Ok(described.map(|(name, value)| (name.to_owned(), value)).to_vec())
+}
+
+/// What kernels this program holds, as names and values.
+pub fn describe_kernels() -> Vec<(String, String)> {
+    let compiled_by = match embedded::nvcc_release() {
+        Some((major, minor)) => format!("nvcc {major}.{minor}"),
+        None => "no nvcc: GPU kernels are left out".into(),
+    };
+    let mut described = vec![("kernels".to_owned(), compiled_by)];
+    for file in embedded::kernels() {
+        let resources = file.resources();
+        let mut names: Vec<&str> = resources.iter().map(|one| one.kernel.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let most_registers = resources.iter().map(|one| one.registers).max().unwrap_or(0);
+        let text = format!("{} kernels, at most {most_registers} registers", names.len());
+        described.push((format!("  {}", file.name), text));
+    }
+    let emulator = if HAS_EMULATOR { "built in" } else { "not built in" };
+    described.push(("emulator".to_owned(), emulator.to_owned()));
+    described
+}
+
+/// The backend on the first GPU.
+///
+/// # Errors
+/// As [`check_gpu`].
+pub fn gpu(use_graphs: bool) -> Result<CudaBackend<CudaDevice>> {
+    Ok(CudaBackend::new(CudaDevice::open(0)?, "cuda", use_graphs))
+}
+
+/// The backend on the emulator.
+#[cfg(feature = "emulator")]
+pub fn emulator() -> CudaBackend<emulated::Emulator> {
+    CudaBackend::new(emulated::Emulator::default(), "emulated", false)
+}
+
+/// Whether the emulator is built in.
+pub const HAS_EMULATOR: bool = cfg!(feature = "emulator");
+
+/// The error of a program that was built without the emulator.
+pub fn no_emulator() -> crate::Error {
+    crate::Error::Device(
+        "--device emulated: this program was built without the emulator; build it with `cargo build \
+         --release --features emulator`"
+            .into(),
+    )
+}
+
+/// The kernels on the first GPU.
+///
+/// # Errors
+/// As [`check_gpu`].
+pub fn on_gpu(use_graphs: bool) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(gpu(use_graphs)?))
+}
+
+/// The kernels on the emulator.
+///
+/// # Errors
+/// When this program was built without it.
+pub fn on_emulator() -> Result<Box<dyn Backend>> {
+    #[cfg(feature = "emulator")]
+    return Ok(Box::new(emulator()));
+    #[cfg(not(feature = "emulator"))]
+    Err(no_emulator())
+}

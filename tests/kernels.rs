@@ -1,0 +1,194 @@
+//! Every kernel against the reference, on the emulator: whole steps over ragged batches, op by op, so
+//! that each kernel meets exactly what the plan feeds it, in f32 and bf16, fused and not, under several
+//! schedules.
+#![cfg(feature = "emulator")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use common::{STATE, mask_of, network_of, random_batch, random_values, tiny_config};
+use frostline::backend::cuda::CudaBackend;
+use frostline::backend::cuda::emulated::{Emulator, Order, Schedule};
+use frostline::backend::shadow::{Comparison, shadow};
+use frostline::backend::{Backend, Bound, StepState, Timing};
+use frostline::batch::Batch;
+use frostline::model::{Config, Family, Network, ParamId, Pooling};
+use frostline::plan::{Capacity, Layout, Plan, StepOptions, fuse::fuse, prune, training_step};
+use frostline::tensor::DType;
+
+const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
+
+struct Emulated {
+    backend: CudaBackend<Emulator>,
+    bound: Bound,
+}
+
+/// A plan on the emulator, with room for more than the batch brings.
+fn emulated(
+    network: &Network,
+    batch: &Batch,
+    spec: &str,
+    compute: DType,
+    fused: bool,
+    schedule: Schedule,
+) -> Emulated {
+    let mut capacity = Capacity::of([batch]);
+    capacity.tokens += 37;
+    capacity.sequences += 3;
+    let options = StepOptions { capacity, compute, dropout: true, max_grad_norm: Some(0.5) };
+    let plan = prune(&training_step(network, &options), network, &mask_of(network, spec));
+    let plan = if fused { fuse(&plan) } else { plan };
+    let mut backend = CudaBackend::new(Emulator::new(schedule), "emulated", false);
+    for (id, values) in random_values(network, 3).into_iter().enumerate() {
+        let id = ParamId(id);
+        let is_matrix = network.param(id).shape.len() == 2;
+        let dtype = if is_matrix { compute } else { DType::F32 };
+        backend.write_value(id, dtype, values).unwrap();
+    }
+    let layout = Arc::new(Layout::new(&plan));
+    let bound = backend.bind(Arc::new(plan), layout).unwrap();
+    Emulated { backend, bound }
+}
+
+/// The names of the ops that were right; all must be.
+fn check(what: &str, comparisons: &[Comparison]) -> BTreeSet<&'static str> {
+    assert!(!comparisons.is_empty());
+    let wrong: Vec<String> = (comparisons.iter())
+        .filter(|one| !one.passes())
+        .map(|one| {
+            let Comparison { op, output, shape, dtype, error, tolerance } = one;
+            format!(
+                "{op} -> {output} {shape:?} {}: {error:.2e}, at most {tolerance:.0e}",
+                dtype.name()
+            )
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{what}:\n{}", wrong.join("\n"));
+    comparisons.iter().map(|one| one.op).collect()
+}
+
+/// Heads of 32 and 64, a feed-forward width and a vocabulary that are multiples of little.
+fn network(n_heads: usize, hidden_size: usize, pooling: Pooling) -> Network {
+    let config = Config {
+        hidden_size,
+        n_heads,
+        intermediate_size: 80,
+        vocab_size: 101,
+        max_positions: 520,
+        ..tiny_config(Family::Bert, 2)
+    };
+    network_of(&config, pooling)
+}
+
+const LENGTHS: [usize; 6] = [7, 1, 77, 2, 31, 11];
+
+#[test]
+fn every_op_is_right_on_the_emulator() {
+    let cases = [
+        (network(1, 64, Pooling::Mean), "none"),
+        (network(2, 64, Pooling::Pooler), "none"),
+        (network(3, 24, Pooling::Cls), "none"),
+    ];
+    for compute in TYPES {
+        let mut seen = BTreeSet::new();
+        for (network, spec) in &cases {
+            let batch = random_batch(network, &LENGTHS, 5);
+            for fused in [true, false] {
+                let schedule = Schedule::default();
+                let mut it = emulated(network, &batch, spec, compute, fused, schedule);
+                let found = shadow(&mut it.backend, &it.bound, &batch, &STATE).unwrap();
+                seen.extend(check(&format!("{compute:?} fused {fused}"), &found));
+            }
+        }
+        // Every op there is, whatever it is fused into.
+        assert_eq!(seen.len(), 29, "{seen:?}");
+    }
+}
+
+#[test]
+fn freezes_drop_outputs_and_leave_the_rest_right() {
+    let network = network(2, 64, Pooling::Mean);
+    let batch = random_batch(&network, &LENGTHS, 6);
+    for compute in TYPES {
+        for spec in [
+            "all",
+            "backbone",
+            "head:topic",
+            "lower:1",
+            "all+keep:*.bias+keep:heads.*",
+            "name:*query*+name:*value*",
+            "name:*key*+name:*LayerNorm.weight",
+        ] {
+            let mut it = emulated(&network, &batch, spec, compute, true, Schedule::default());
+            let found = shadow(&mut it.backend, &it.bound, &batch, &STATE).unwrap();
+            check(&format!("{spec} {compute:?}"), &found);
+        }
+    }
+}
+
+#[test]
+fn long_sequences_are_right() {
+    let network = network(1, 64, Pooling::Mean);
+    let batch = random_batch(&network, &[130, 1, 128, 200], 7);
+    for compute in TYPES {
+        let mut it = emulated(&network, &batch, "none", compute, true, Schedule::default());
+        let found = shadow(&mut it.backend, &it.bound, &batch, &STATE).unwrap();
+        check(&format!("{compute:?}"), &found);
+    }
+}
+
+/// All that a step leaves behind, in bits.
+fn outcome(network: &Network, batch: &Batch, compute: DType, schedule: Schedule) -> Vec<Vec<u32>> {
+    let mut it = emulated(network, batch, "none", compute, true, schedule);
+    for step in 1..=2 {
+        let state = StepState { step, ..STATE };
+        it.backend.run(&it.bound, batch, &state, Timing::Off).unwrap();
+    }
+    let mut left = Vec::new();
+    for id in network.param_ids() {
+        let values = it.backend.read_value(id).unwrap();
+        assert!(values.iter().all(|v| v.is_finite()), "{}", network.param(id).name);
+        left.push(values.into_iter().map(f32::to_bits).collect());
+    }
+    left
+}
+
+#[test]
+fn no_schedule_changes_a_bit() {
+    let network = network(2, 64, Pooling::Mean);
+    let batch = random_batch(&network, &[9, 1, 33, 2], 8);
+    for compute in TYPES {
+        let first = outcome(&network, &batch, compute, Schedule::default());
+        let mut schedules = vec![
+            Schedule { order: Order::Fifo, deferred: true },
+            Schedule { order: Order::Lifo, deferred: false },
+        ];
+        for seed in 1..=8 {
+            let order = Order::RandomWarps { seed };
+            schedules.push(Schedule { order, deferred: seed % 2 == 0 });
+        }
+        for schedule in schedules {
+            assert!(outcome(&network, &batch, compute, schedule) == first, "{schedule:?}");
+        }
+    }
+}
+
+fn n_kernel_launches(plan: &Plan, launches: &[usize]) -> usize {
+    assert_eq!(plan.ops.len(), launches.len());
+    launches.iter().sum()
+}
+
+#[test]
+fn a_freeze_launches_less() {
+    let network = network(2, 64, Pooling::Mean);
+    let batch = random_batch(&network, &LENGTHS, 9);
+    let count = |spec: &str| {
+        let it = emulated(&network, &batch, spec, DType::Bf16, true, Schedule::default());
+        n_kernel_launches(&it.bound.plan, it.backend.n_launches(&it.bound))
+    };
+    let (none, lower, backbone, all) =
+        (count("none"), count("lower:1"), count("backbone"), count("all"));
+    assert!(none > lower && lower > backbone && backbone > all && all > 0);
+}
