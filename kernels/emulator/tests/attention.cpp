@@ -318,7 +318,7 @@ std::vector<int2> list_long_blocks(const Shape& shape) {
   return blocks;
 }
 
-// The lists on the device, with room for more than this batch needs, as at capacity.
+// The lists on the device, as at capacity: behind what this batch needs is an entry of an earlier one.
 struct Lists {
   Buffer<int4> strips;
   Buffer<int2> blocks;
@@ -331,6 +331,8 @@ struct Lists {
     p.state.n_long_blocks = int(blocks.size());
     std::copy(strips.begin(), strips.end(), this->strips.data());
     std::copy(blocks.begin(), blocks.end(), this->blocks.data());
+    if (!strips.empty()) std::copy_n(strips.begin(), 8, this->strips.data() + strips.size());
+    if (!blocks.empty()) this->blocks[blocks.size()] = blocks[0];
   }
 
   dim3 tile_grid(const Problem<bf16>& p) const { return dim3(p.shape.n_heads, strips.size() / 8); }
@@ -425,6 +427,9 @@ constexpr Tolerances F32 = {3e-6, 1e-6, 5e-6};
 constexpr Tolerances PLAIN_BF16 = {2.0e-3, 1e-6, 3.0e-3};
 // P and dS are rounded too before they are multiplied: up to sqrt(2) or sqrt(3) times 1.65e-3.
 constexpr Tolerances TENSOR_CORES = {3.0e-3, 1e-6, 4.0e-3};
+// Keys of mean -5 and deviation 0.98: what rounding leaves of a row of dS, whose sum is 0, meets 5.2 times
+// what the sum itself meets.
+constexpr Tolerances SHIFTED = {3.0e-3, 1e-6, 5.2 * 4.0e-3};
 
 // `shift` is added to the queries and taken from the keys: all scores are so much lower.
 template <class E, class Way>
@@ -591,7 +596,7 @@ void check_fast() {
   check<bf16, Fast<SIZE>>({MIXED, 2, SIZE, 0}, TENSOR_CORES, false);
   check<bf16, Fast<SIZE>>({MIXED, 1, SIZE, 26}, TENSOR_CORES, false);
   // Scores of -140 and less: exp(0 - lse) of the zeros behind a sequence's end would be infinite.
-  check<bf16, Fast<SIZE>>({{18, 150}, 1, SIZE, 0}, TENSOR_CORES, false, 5.0f);
+  check<bf16, Fast<SIZE>>({{18, 150}, 1, SIZE, 0}, SHIFTED, false, 5.0f);
   check_masks<bf16, Fast<SIZE>>({{40, 130, 77, 3, 97, 200}, 2, SIZE, 128});
   check_packing<SIZE>();
 }

@@ -291,7 +291,7 @@ impl<D: Device> Backend for CudaBackend<D> {
 /// # Errors
 /// What is missing, and its cure.
 pub fn check_gpu() -> Result<()> {
-    gpu(false).map(|_| ())
+    driver::probe(0).map(|_| ())
 }
 
 /// The first GPU's name.
