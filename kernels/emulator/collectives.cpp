@@ -104,6 +104,12 @@ void count_votes(void** arguments) {
   }
 }
 
+void require_whole_warp(void** arguments, const char* what) {
+  for (int i = 0; i < 32; ++i) {
+    if (!arguments[i]) fail("%s in a warp without lane %d", what, i);
+  }
+}
+
 struct LoadMatrix {
   const void* row;
   uint32_t* registers;
@@ -113,6 +119,7 @@ struct LoadMatrix {
 };
 
 void load_matrices(void** arguments) {
+  require_whole_warp(arguments, "ldmatrix");
   const uint32_t first_thread = current_fibre->number / 32 * 32;
   const unsigned char* rows[32];
   for (int i = 0; i < 32; ++i) {
@@ -149,6 +156,7 @@ float low_half(uint32_t pair) { return __uint_as_float(pair << 16); }
 float high_half(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 
 void multiply_matrices(void** arguments) {
+  require_whole_warp(arguments, "mma");
   float a[16][16], b[16][8], d[16][8] = {};
   for (int i = 0; i < 32; ++i) {
     const auto& mma = *static_cast<const Mma*>(arguments[i]);

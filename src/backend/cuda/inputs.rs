@@ -55,11 +55,14 @@ impl Derived {
             Derived::AttentionStrips => tiles::pack(&batch.cu_seqlens),
             Derived::AttentionBlocks => tiles::blocks(&batch.cu_seqlens),
             Derived::RowStart(input, rows) => {
-                let mut sorted = input_of(batch, input).to_vec();
-                sorted.sort_unstable();
-                (0..=rows)
-                    .map(|row| sorted.partition_point(|&id| (id as usize) < row) as i32)
-                    .collect()
+                let mut starts = vec![0; rows + 1];
+                for &id in input_of(batch, input) {
+                    starts[id as usize + 1] += 1;
+                }
+                for row in 0..rows {
+                    starts[row + 1] += starts[row];
+                }
+                starts
             }
         }
     }
