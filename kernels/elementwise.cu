@@ -1,5 +1,6 @@
 // Activations and their gradients, one pass over the data each, and the gradient of a bias.
 #include "columns.cuh"
+#include "gelu.cuh"
 
 namespace {
 
@@ -46,14 +47,6 @@ __device__ __forceinline__ size_t n_elements(const StepState* state, int rows, i
   return static_cast<size_t>(live_rows(state, rows)) * cols;
 }
 
-// The distribution function of the normal distribution.
-__device__ __forceinline__ float normal_cdf(float x) {
-  return 0.5f * (1.0f + erff(x * 0.70710678118654752f));
-}
-
-// Its density.
-__device__ __forceinline__ float normal_pdf(float x) { return 0.39894228040143268f * expf(-0.5f * x * x); }
-
 }  // namespace
 
 // gelu_fwd: GELU, exact, where no matrix product could take it along.
@@ -67,7 +60,7 @@ __device__ __forceinline__ float normal_pdf(float x) { return 0.3989422804014326
 // HISTORY  not yet measured on a device.
 template <class E>
 __device__ __forceinline__ void gelu_fwd(const StepState* state, int rows, int cols, const E* x, E* out) {
-  map(n_elements(state, rows, cols), x, out, [](float x) { return x * normal_cdf(x); });
+  map(n_elements(state, rows, cols), x, out, [](float x) { return gelu<float>(x); });
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -95,7 +88,7 @@ template <class E>
 __device__ __forceinline__ void gelu_bwd(const StepState* state, int rows, int cols, const E* x,
                                          const E* dout, E* dx) {
   map(n_elements(state, rows, cols), x, dout, dx,
-      [](float x, float dout) { return dout * (normal_cdf(x) + x * normal_pdf(x)); });
+      [](float x, float dout) { return dout * gelu_slope<float>(x); });
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)

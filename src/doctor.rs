@@ -70,14 +70,14 @@ fn batch(network: &Network) -> Batch {
     batch
 }
 
-/// A parameter none of whose values is trivial, and the type that kernels read it in.
-fn value(network: &Network, id: ParamId, compute: DType) -> (DType, Vec<f32>) {
+/// A parameter none of whose values is trivial.
+fn value(network: &Network, id: ParamId) -> Vec<f32> {
     let param = network.param(id);
     let draws = |std| normal(5, id.0 as u32, param.n_elements(), std);
     match (param.shape.len(), &param.init) {
-        (2, _) => (compute, draws(0.2)),
-        (_, Init::One) => (DType::F32, draws(0.1).into_iter().map(|v| 1.0 + v).collect()),
-        _ => (DType::F32, draws(0.1)),
+        (2, _) => draws(0.2),
+        (_, Init::One) => draws(0.1).into_iter().map(|v| 1.0 + v).collect(),
+        _ => draws(0.1),
     }
 }
 
@@ -107,8 +107,8 @@ pub fn check<D: Device>(
                 progress(&format!("heads of {size}, {}", compute.name()));
                 let mut backend = open()?;
                 for id in network.param_ids() {
-                    let (dtype, values) = value(&network, id, compute);
-                    backend.write_value(id, dtype, values)?;
+                    let dtype = network.param(id).dtype(compute);
+                    backend.write_value(id, dtype, value(&network, id))?;
                 }
                 let layout = Arc::new(Layout::new(&plan));
                 let bound = backend.bind(Arc::new(plan), layout)?;

@@ -97,8 +97,7 @@ impl Session {
         compute: DType,
     ) -> Result<Self> {
         for (id, value) in network.param_ids().zip(values) {
-            let is_matrix = network.param(id).shape.len() == 2;
-            backend.write_value(id, if is_matrix { compute } else { DType::F32 }, value)?;
+            backend.write_value(id, network.param(id).dtype(compute), value)?;
         }
         Ok(Self { network, backend, compute })
     }

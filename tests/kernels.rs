@@ -43,9 +43,7 @@ fn emulated(
     let mut backend = CudaBackend::new(Emulator::new(schedule), "emulated", false);
     for (id, values) in random_values(network, 3).into_iter().enumerate() {
         let id = ParamId(id);
-        let is_matrix = network.param(id).shape.len() == 2;
-        let dtype = if is_matrix { compute } else { DType::F32 };
-        backend.write_value(id, dtype, values).unwrap();
+        backend.write_value(id, network.param(id).dtype(compute), values).unwrap();
     }
     let layout = Arc::new(Layout::new(&plan));
     let bound = backend.bind(Arc::new(plan), layout).unwrap();

@@ -25,8 +25,8 @@ struct EmulatorCounts {
   uint64_t shared_conflicts;  // extra passes that bank conflicts cost in shared memory
 };
 
-// Runs a kernel to its end. Null, or an error text that lives until this thread's next launch. `counts` may
-// be null; memory traffic is counted only where it is not, and only of observed kernels (see cuda_host.h).
+// Runs a kernel to its end. Null, or an error text that lives until this thread's next launch. `counts` is
+// added to, or null; memory traffic is counted only where it is not, and only of observed kernels (see cuda_host.h).
 const char* frostline_emulator_launch(const char* kernel, const unsigned grid[3], const unsigned block[3],
                                       size_t shared_bytes, void** params, const EmulatorOptions* options,
                                       EmulatorCounts* counts);

@@ -201,7 +201,7 @@ extern "C" const char* frostline_emulator_launch(const char* name, const unsigne
   }
   launch.observer = observer.get();
   emulator::run_on_os_threads(launch);
-  if (counts) *counts = launch.counts;
+  if (counts) emulator::add(*counts, launch.counts);
   error = launch.error;
   return error.empty() ? nullptr : error.c_str();
 }

@@ -61,16 +61,16 @@ impl PeakMeter {
     }
 }
 
-/// Calls `f`; returns its result and by how many bytes the peak grew meanwhile, as [`PeakMeter`].
-pub fn peak_growth<T>(f: impl FnOnce() -> T) -> (T, Option<usize>) {
-    let meter = PeakMeter::start();
-    let result = f();
-    (result, meter.and_then(|meter| meter.growth_bytes()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Calls `f`; returns its result and by how many bytes the peak grew meanwhile.
+    fn peak_growth<T>(f: impl FnOnce() -> T) -> (T, Option<usize>) {
+        let meter = PeakMeter::start();
+        let result = f();
+        (result, meter.and_then(|meter| meter.growth_bytes()))
+    }
 
     #[test]
     fn fields_of_a_status_file() {

@@ -3,6 +3,7 @@
 use super::config::{Config, Family};
 use super::names::{self, Resolver};
 use super::weights::WeightFile;
+use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// Index into [`Network::params`].
@@ -49,6 +50,12 @@ impl Param {
     /// Number of elements.
     pub fn n_elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// The type that kernels read it in: matrices in that of the activations. Vectors stay in f32: they
+    /// are small, and a narrow bias would cost accuracy.
+    pub fn dtype(&self, compute: DType) -> DType {
+        if self.shape.len() == 2 { compute } else { DType::F32 }
     }
 }
 

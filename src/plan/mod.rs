@@ -166,6 +166,11 @@ impl Plan {
         &self.buffers[id.0]
     }
 
+    /// The buffers that the ops write or update.
+    pub fn written(&self) -> impl Iterator<Item = BufId> {
+        self.ops.iter().flat_map(|op| op.writes().into_iter().chain(op.updates()))
+    }
+
     /// The parameters that this step changes, in the optimizer's order.
     pub fn trained(&self) -> Vec<ParamId> {
         let mut ids = Vec::new();

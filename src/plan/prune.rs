@@ -7,7 +7,7 @@ use super::op::Op;
 use super::operands::Operand;
 use super::{BufId, Plan, Role};
 use crate::freeze::FreezeMask;
-use crate::model::{Group, Network, ParamId};
+use crate::model::{Group, Network};
 
 /// The step that is left of `plan` when the parameters of `mask` do not train.
 ///
@@ -100,11 +100,4 @@ fn remove_dead(plan: &mut Plan) {
     }
     kept.reverse();
     plan.ops = kept;
-}
-
-impl Plan {
-    /// Whether this step trains the parameter.
-    pub fn trains(&self, param: ParamId) -> bool {
-        self.trained().contains(&param)
-    }
 }

@@ -86,7 +86,7 @@ fn check_state(plan: &Plan, network: &Network, what: &str) {
             assert_eq!(touched.contains(&role), trains, "{what}: {role:?}");
         }
         assert_eq!(plan.gradient(id).is_some(), trains, "{what}");
-        assert_eq!(plan.trains(id), trains, "{what}");
+        assert_eq!(plan.trained().contains(&id), trains, "{what}");
         let changes = plan.ops_that_change(|role| role == Role::Value(id));
         assert_eq!(changes.len(), usize::from(trains), "{what}");
     }

@@ -44,7 +44,7 @@ impl Derived {
         }
     }
 
-    fn fill(self, batch: &Batch) -> Vec<i32> {
+    fn fill(self, batch: &Batch, attention: &AttentionLists) -> Vec<i32> {
         match self {
             Derived::Input(input) => input_of(batch, input).to_vec(),
             Derived::SequenceIds => {
@@ -52,8 +52,8 @@ impl Derived {
                 lengths.flat_map(|(b, length)| std::iter::repeat_n(b as i32, length)).collect()
             }
             Derived::SegmentOrder(input) => order(input_of(batch, input)),
-            Derived::AttentionStrips => tiles::pack(&batch.cu_seqlens),
-            Derived::AttentionBlocks => tiles::blocks(&batch.cu_seqlens),
+            Derived::AttentionStrips => attention.strips.clone(),
+            Derived::AttentionBlocks => attention.blocks.clone(),
             Derived::RowStart(input, rows) => {
                 let mut starts = vec![0; rows + 1];
                 for &id in input_of(batch, input) {
@@ -64,6 +64,21 @@ impl Derived {
                 }
                 starts
             }
+        }
+    }
+}
+
+/// How the attention kernels share out a batch.
+struct AttentionLists {
+    strips: Vec<i32>,
+    blocks: Vec<i32>,
+}
+
+impl AttentionLists {
+    fn new(batch: &Batch) -> Self {
+        AttentionLists {
+            strips: tiles::pack(&batch.cu_seqlens),
+            blocks: tiles::blocks(&batch.cu_seqlens),
         }
     }
 }
@@ -111,10 +126,11 @@ impl Inputs {
     /// The block for a batch and a step; what a batch leaves free is -1.
     pub fn fill(&self, batch: &Batch, state: &StepState) -> Vec<u8> {
         let mut block = vec![0xFF; self.n_bytes()];
-        let words = state_words(batch, state);
+        let attention = AttentionLists::new(batch);
+        let words = state_words(batch, &attention, state);
         block[..STATE_BYTES].copy_from_slice(bytemuck::cast_slice(&words));
         for (array, offset) in &self.arrays {
-            let values = array.fill(batch);
+            let values = array.fill(batch, &attention);
             let bytes: &[u8] = bytemuck::cast_slice(&values);
             block[*offset..*offset + bytes.len()].copy_from_slice(bytes);
         }
@@ -123,7 +139,11 @@ impl Inputs {
 }
 
 /// `StepState` of `kernels/common.cuh`, field by field.
-fn state_words(batch: &Batch, state: &StepState) -> [u32; STATE_BYTES / 4] {
+fn state_words(
+    batch: &Batch,
+    attention: &AttentionLists,
+    state: &StepState,
+) -> [u32; STATE_BYTES / 4] {
     let correction = |beta: f64| (1.0 - beta.powf(state.step as f64)) as f32;
     let [seed_low, seed_high] = crate::philox::key_of(state.seed);
     let mut words = [0; STATE_BYTES / 4];
@@ -138,8 +158,8 @@ fn state_words(batch: &Batch, state: &StepState) -> [u32; STATE_BYTES / 4] {
         state.weight_decay.to_bits(),
         correction(adamw::BETA1).to_bits(),
         correction(adamw::BETA2).to_bits(),
-        (tiles::pack(&batch.cu_seqlens).len() / tiles::TILE_WORDS) as u32,
-        (tiles::blocks(&batch.cu_seqlens).len() / tiles::BLOCK_WORDS) as u32,
+        (attention.strips.len() / tiles::TILE_WORDS) as u32,
+        (attention.blocks.len() / tiles::BLOCK_WORDS) as u32,
     ];
     words[..fields.len()].copy_from_slice(&fields);
     words
@@ -161,7 +181,8 @@ mod tests {
 
     #[test]
     fn lists_follow_the_batch() {
-        let fill = |array: Derived| array.fill(&batch());
+        let attention = AttentionLists::new(&batch());
+        let fill = |array: Derived| array.fill(&batch(), &attention);
         assert_eq!(fill(Derived::SequenceIds), [0, 0, 0, 1, 2, 2]);
         assert_eq!(fill(Derived::SegmentOrder(Input::InputIds)), [3, 1, 4, 0, 2, 5]);
         assert_eq!(fill(Derived::RowStart(Input::InputIds, 7)), [0, 1, 1, 3, 3, 3, 6, 6]);

@@ -46,8 +46,8 @@ pub(super) struct Memory {
 impl Memory {
     /// Bytes that [`Memory::make_room`] would allocate.
     pub fn missing_bytes(&self, plan: &Plan, layout: &Layout) -> usize {
-        let missing = |buf: &BufId| {
-            let buffer = plan.buffer(*buf);
+        let missing = |buf: BufId| {
+            let buffer = plan.buffer(buf);
             let is_there = |id: ParamId, of: fn(&Param) -> Option<Block>| {
                 self.params.get(&id).is_some_and(|param| of(param).is_some())
             };
@@ -62,7 +62,7 @@ impl Memory {
         };
         let arena = self.arena.map_or(0, |arena| arena.n_bytes);
         let arena = layout.arena_bytes.saturating_sub(arena);
-        written(plan).iter().map(missing).sum::<usize>() + arena
+        plan.written().map(missing).sum::<usize>() + arena
     }
 
     /// Allocates what `plan` needs and does not have: masters from the values, moments of zeros, gradients
@@ -73,7 +73,7 @@ impl Memory {
         plan: &Plan,
         layout: &Layout,
     ) -> Result<bool> {
-        for buf in written(plan) {
+        for buf in plan.written() {
             let n = plan.buffer(buf).n_elements(0, 0);
             let n_bytes = n * size_of::<f32>();
             match plan.buffer(buf).role {
@@ -181,11 +181,6 @@ pub(super) fn read(
     let mut bytes = vec![0; n * dtype.size_bytes()];
     device.download(address, &mut bytes)?;
     Ok(tensor::to_f32(dtype, &bytes))
-}
-
-/// The buffers that a plan writes or updates.
-fn written(plan: &Plan) -> Vec<BufId> {
-    plan.ops.iter().flat_map(|op| op.writes().into_iter().chain(op.updates())).collect()
 }
 
 /// The addresses of one plan's buffers.

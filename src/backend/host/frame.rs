@@ -35,8 +35,8 @@ impl<E: Element> Memory<E> {
     pub fn missing_bytes(&self, plan: &Plan, layout: &Layout) -> usize {
         let has =
             |storage: &[Vec<E>], id: ParamId| storage.get(id.0).is_some_and(|v| !v.is_empty());
-        let missing = |buf: &BufId| {
-            let buffer = plan.buffer(*buf);
+        let missing = |buf: BufId| {
+            let buffer = plan.buffer(buf);
             let is_there = match buffer.role {
                 Role::Gradient(id) => has(&self.gradients, id),
                 Role::Moment1(id) => has(&self.moment1, id),
@@ -45,7 +45,7 @@ impl<E: Element> Memory<E> {
             };
             if is_there { 0 } else { buffer.n_elements(0, 0) }
         };
-        let params: usize = written(plan).iter().map(missing).sum();
+        let params: usize = plan.written().map(missing).sum();
         let arena = layout.arena_bytes / LAYOUT_ELEMENT_BYTES;
         let arena = if self.arena.len() < arena { arena } else { 0 };
         (params + arena) * size_of::<E>()
@@ -53,7 +53,7 @@ impl<E: Element> Memory<E> {
 
     /// Grows storage to what `plan` needs. New gradients and arena are NaN, new moments zero.
     pub fn make_room(&mut self, plan: &Plan, layout: &Layout) {
-        for buf in written(plan) {
+        for buf in plan.written() {
             let buffer = plan.buffer(buf);
             let n = buffer.n_elements(0, 0);
             match buffer.role {
@@ -123,11 +123,6 @@ impl<E: Element> Memory<E> {
             }
         }
     }
-}
-
-/// The buffers that a plan writes or updates.
-fn written(plan: &Plan) -> Vec<BufId> {
-    plan.ops.iter().flat_map(|op| op.writes().into_iter().chain(op.updates())).collect()
 }
 
 fn reserve<E: Clone>(storage: &mut Vec<Vec<E>>, param: ParamId, n: usize, fill: E) {

@@ -133,9 +133,12 @@ impl<'a> Builder<'a> {
             .param_ids()
             .map(|id| {
                 let param = network.param(id);
-                // Vectors stay in f32: they are small, and a narrow bias would cost accuracy.
-                let dtype = if param.shape.len() == 2 { options.compute } else { DType::F32 };
-                builder.param_buffer(id, param.name.clone(), dtype, Role::Value(id))
+                builder.param_buffer(
+                    id,
+                    param.name.clone(),
+                    param.dtype(options.compute),
+                    Role::Value(id),
+                )
             })
             .collect();
         builder
