@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::gemm::{MatMut, MatRef, Write};
 use super::math;
 use super::product::{Scratch, product};
+use super::vectorised::vectorised;
 use crate::backend::dropout::Mask;
 use crate::backend::host::ops::{AttentionGradients, AttentionSaved, AttentionShape, Qkv};
 
@@ -55,13 +56,6 @@ impl Head<'_> {
     fn of_mut<'a>(&self, rows: &'a mut [f32]) -> MatMut<'a> {
         MatMut::columns(rows, self.shape.width, self.head * self.size(), self.size())
     }
-
-    /// Multiplies the probabilities with the dropout mask, drawn into `scratch`.
-    #[inline(always)]
-    fn drop(&self, mask: Mask, scratch: &mut [f32], probabilities: &mut [f32]) {
-        mask.probabilities(self.sequence, self.head, self.length, scratch);
-        probabilities.iter_mut().zip(scratch).for_each(|(p, factor)| *p *= *factor);
-    }
 }
 
 /// Calls `f` for every sequence, in parallel, with its number, first token and length.
@@ -84,7 +78,6 @@ pub fn attention_fwd(
 ) {
     let out = by_sequence(Some(out), shape.cu_seqlens, shape.width);
     let lse = by_sequence(lse, shape.cu_seqlens, shape.n_heads);
-    let arch = pulp::Arch::new();
     let outputs = out.into_iter().flatten().zip(lse).collect();
     for_each_sequence(shape.cu_seqlens, outputs, |sequence, start, length, (out, mut lse)| {
         let mut scratch = Scratch::default();
@@ -95,16 +88,10 @@ pub fn attention_fwd(
             let (q, k, v) = (place.of(qkv.q), place.of(qkv.k), place.of(qkv.v));
             let to = MatMut::new(&mut scores, length);
             product(q, k.t(), to, place.scale(), Write::Overwrite, &mut scratch);
-            arch.dispatch(|| {
-                for (query, row) in scores.chunks_exact_mut(length).enumerate() {
-                    let row_lse = softmax(row);
-                    if let Some(lse) = &mut lse {
-                        lse[query * shape.n_heads + head] = row_lse;
-                    }
-                }
-            });
+            softmax(&mut scores, &place, lse.as_deref_mut());
             if let Some(mask) = shape.mask {
-                arch.dispatch(|| place.drop(mask, &mut factors, &mut scores));
+                draw(mask, &place, &mut factors);
+                multiply(&factors, &mut scores);
             }
             let p = MatRef::new(&scores, length);
             product(p, v, place.of_mut(out), 1.0, Write::Overwrite, &mut scratch);
@@ -112,15 +99,65 @@ pub fn attention_fwd(
     });
 }
 
-/// Softmax of a row in place; returns the logarithm of its sum of exponentials.
-#[inline(always)]
-fn softmax(row: &mut [f32]) -> f32 {
-    let top = math::max(row);
-    row.iter_mut().for_each(|s| *s = math::exp(*s - top));
-    let sum = math::sum(row);
-    let scale = 1.0 / sum;
-    row.iter_mut().for_each(|p| *p *= scale);
-    top + sum.ln()
+vectorised! {
+    /// Softmax of the scores of one head, row by row; `lse`, of all heads of the sequence's tokens, takes
+    /// the logarithms of the sums of exponentials.
+    fn softmax<'a>(scores: &'a mut [f32], place: &'a Head<'a>, lse: Option<&'a mut [f32]>) {
+        let mut lse = lse;
+        for (query, row) in scores.chunks_exact_mut(place.length).enumerate() {
+            let top = math::max(row);
+            for score in row.iter_mut() {
+                *score = math::exp(*score - top);
+            }
+            let sum = math::sum(row);
+            let scale = 1.0 / sum;
+            for p in row.iter_mut() {
+                *p *= scale;
+            }
+            if let Some(lse) = &mut lse {
+                lse[query * place.shape.n_heads + place.head] = top + sum.ln();
+            }
+        }
+    }
+
+    /// The probabilities again, from the scores and the saved logarithms of all tokens.
+    fn probabilities<'a>(scores: &'a mut [f32], place: &'a Head<'a>, lse: &'a [f32]) {
+        for (query, row) in scores.chunks_exact_mut(place.length).enumerate() {
+            let lse = lse[(place.start + query) * place.shape.n_heads + place.head];
+            for score in row {
+                *score = math::exp(*score - lse);
+            }
+        }
+    }
+
+    /// `dp` becomes `p (dp - delta)`, delta being the inner product of a query's output and its
+    /// gradient.
+    fn score_gradients<'a>(
+        place: &'a Head<'a>,
+        dout: &'a [f32],
+        out: &'a [f32],
+        p: &'a [f32],
+        dp: &'a mut [f32],
+    ) {
+        let (width, size) = (place.shape.width, place.size());
+        let rows = p.chunks_exact(place.length).zip(dp.chunks_exact_mut(place.length));
+        for (query, (p, dp)) in rows.enumerate() {
+            let at = (place.start + query) * width + place.head * size;
+            let delta = math::dot(&dout[at..][..size], &out[at..][..size]);
+            for (dp, p) in dp.iter_mut().zip(p) {
+                *dp = p * (*dp - delta);
+            }
+        }
+    }
+
+    /// Draws the dropout factors of one head's probabilities.
+    fn draw<'a>(mask: Mask, place: &'a Head<'a>, factors: &'a mut [f32]) {
+        mask.probabilities(place.sequence, place.head, place.length, factors);
+    }
+
+    fn multiply<'a>(factors: &'a [f32], values: &'a mut [f32]) {
+        math::multiply(factors, values);
+    }
 }
 
 pub fn attention_bwd(
@@ -130,7 +167,6 @@ pub fn attention_bwd(
 ) {
     let cut = |gradient| by_sequence(gradient, shape.cu_seqlens, shape.width);
     let (dq, dk, dv) = (cut(to.dq), cut(to.dk), cut(to.dv));
-    let arch = pulp::Arch::new();
     let outputs = dq.into_iter().zip(dk).zip(dv).collect();
     for_each_sequence(shape.cu_seqlens, outputs, |sequence, start, length, outputs| {
         let ((mut dq, mut dk), mut dv) = outputs;
@@ -149,25 +185,20 @@ pub fn attention_bwd(
                 Write::Overwrite,
                 &mut scratch,
             );
-            arch.dispatch(|| {
-                for (query, row) in p.chunks_exact_mut(length).enumerate() {
-                    let lse = saved.lse[(start + query) * shape.n_heads + head];
-                    row.iter_mut().for_each(|s| *s = math::exp(*s - lse));
-                }
-            });
+            probabilities(&mut p, &place, saved.lse);
             if let Some(mask) = shape.mask {
-                arch.dispatch(|| mask.probabilities(sequence, head, length, &mut factors));
+                draw(mask, &place, &mut factors);
             }
             if let Some((v, out)) = saved.v_and_out {
                 let to = MatMut::new(&mut dp, length);
                 product(dout, place.of(v).t(), to, 1.0, Write::Overwrite, &mut scratch);
                 if shape.mask.is_some() {
-                    dp.iter_mut().zip(&factors).for_each(|(dp, factor)| *dp *= factor);
+                    multiply(&factors, &mut dp);
                 }
-                arch.dispatch(|| score_gradients(&place, saved.dout, out, &p, &mut dp));
+                score_gradients(&place, saved.dout, out, &p, &mut dp);
             }
             if shape.mask.is_some() {
-                p.iter_mut().zip(&factors).for_each(|(p, factor)| *p *= factor);
+                multiply(&factors, &mut p);
             }
             if let Some(dv) = &mut dv {
                 let p = MatRef::new(&p, length).t();
@@ -185,16 +216,4 @@ pub fn attention_bwd(
             }
         }
     });
-}
-
-/// `dp` becomes `p (dp - delta)`, delta being the inner product of a query's output and its gradient.
-#[inline(always)]
-fn score_gradients(place: &Head, dout: &[f32], out: &[f32], p: &[f32], dp: &mut [f32]) {
-    let (width, size) = (place.shape.width, place.size());
-    let rows = p.chunks_exact(place.length).zip(dp.chunks_exact_mut(place.length));
-    for (query, (p, dp)) in rows.enumerate() {
-        let at = (place.start + query) * width + place.head * size;
-        let delta = math::dot(&dout[at..][..size], &out[at..][..size]);
-        dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = p * (*dp - delta));
-    }
 }

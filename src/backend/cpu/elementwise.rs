@@ -2,8 +2,10 @@
 
 use rayon::prelude::*;
 
+use super::gemm::Tile;
 use super::math;
-use super::parallel::{for_each_piece, for_pieces, optional_pieces, rows_per_piece};
+use super::parallel::for_pieces;
+use super::vectorised::vectorised;
 use crate::backend::adamw;
 use crate::backend::host::ops::{AdamwTensor, Embedding, RowMask};
 use crate::backend::reference::place_of_row;
@@ -14,70 +16,114 @@ fn row_of(table: &[f32], id: i32, width: usize) -> &[f32] {
     &table[id as usize * width..][..width]
 }
 
-/// The sum of one token's embeddings.
-#[inline(always)]
-pub fn embed_row(tables: &Embedding<f32>, token: usize, out: &mut [f32]) {
-    let width = tables.width;
-    let word = row_of(tables.word, tables.input_ids[token], width);
-    let position = row_of(tables.position, tables.position_ids[token], width);
-    match tables.token_type {
-        Some((ids, table)) => {
-            let token_type = row_of(table, ids[token], width);
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = word[i] + position[i] + token_type[i];
+vectorised! {
+    /// The sum of one token's embeddings.
+    pub fn embed_row<'a>(tables: &'a Embedding<'a, f32>, token: usize, out: &'a mut [f32]) {
+        let width = tables.width;
+        out.copy_from_slice(row_of(tables.word, tables.input_ids[token], width));
+        math::add(row_of(tables.position, tables.position_ids[token], width), out);
+        if let Some((ids, table)) = tables.token_type {
+            math::add(row_of(table, ids[token], width), out);
+        }
+    }
+
+    fn gelu<'a>(x: &'a [f32], out: &'a mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = math::gelu(*x);
+        }
+    }
+
+    fn gelu_gradient<'a>(x: &'a [f32], dout: &'a [f32], dx: &'a mut [f32]) {
+        for ((dx, x), dout) in dx.iter_mut().zip(x).zip(dout) {
+            *dx = dout * math::gelu_gradient(*x);
+        }
+    }
+
+    /// Adds the bias of a tile's columns.
+    pub fn add_bias<'a>(bias: &'a [f32], tile: Tile<'a>) {
+        let mut tile = tile;
+        for row in 0..tile.out.n_rows() {
+            math::add(&bias[tile.col..], tile.out.row(row));
+        }
+    }
+
+    /// `out = gelu(out + bias)` of a tile; its side, where there is one, keeps the sum.
+    pub fn add_bias_and_gelu<'a>(bias: &'a [f32], tile: Tile<'a>) {
+        let mut tile = tile;
+        for row in 0..tile.out.n_rows() {
+            let out = tile.out.row(row);
+            math::add(&bias[tile.col..], out);
+            if let Some(pre) = &mut tile.side {
+                pre.row(row).copy_from_slice(out);
+            }
+            for out in out {
+                *out = math::gelu(*out);
             }
         }
-        None => {
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = word[i] + position[i];
+    }
+
+    /// `dx = dact gelu'(pre)` of a tile that holds `dact`; `pre` is the whole matrix, `width` its columns.
+    pub fn through_gelu<'a>(pre: &'a [f32], width: usize, tile: Tile<'a>) {
+        let mut tile = tile;
+        for row in 0..tile.out.n_rows() {
+            let pre = &pre[(tile.row + row) * width + tile.col..];
+            for (dx, pre) in tile.out.row(row).iter_mut().zip(pre) {
+                *dx *= math::gelu_gradient(*pre);
             }
         }
+    }
+
+    fn dropped_sum<'a>(x: &'a [&'a [f32]], mask: RowMask<'a>, row: usize, out: &'a mut [f32]) {
+        let (sequence, local) = place_of_row(mask.cu_seqlens, row);
+        mask.mask.row(sequence, local, out);
+        let start = row * out.len();
+        for (i, out) in out.iter_mut().enumerate() {
+            *out *= x.iter().map(|x| x[start + i]).sum::<f32>();
+        }
+    }
+
+    /// The mean of the rows that follow `out`'s, added to what it holds.
+    fn mean_with<'a>(rest: &'a [f32], out: &'a mut [f32]) {
+        for row in rest.chunks_exact(out.len()) {
+            math::add(row, out);
+        }
+        let scale = 1.0 / (rest.len() / out.len() + 1) as f32;
+        for out in out {
+            *out *= scale;
+        }
+    }
+
+    fn add_rows_by_id<'a>(
+        dx: &'a [f32],
+        ids: &'a [i32],
+        padding_row: Option<usize>,
+        width: usize,
+        dtable: &'a mut [f32],
+    ) {
+        for (&id, dx) in ids.iter().zip(dx.chunks_exact(width)) {
+            if Some(id as usize) != padding_row {
+                math::add(dx, &mut dtable[id as usize * width..][..width]);
+            }
+        }
+    }
+
+    /// Blocks in f32, their sum in f64.
+    fn sum_of_squares<'a>(x: &'a [f32]) -> f64 {
+        const BLOCK: usize = 1024;
+        let mut sum = 0.0;
+        for block in x.chunks(BLOCK) {
+            sum += f64::from(math::dot(block, block));
+        }
+        sum
     }
 }
 
 pub fn gelu_fwd(x: &[f32], out: &mut [f32]) {
-    for_pieces(out, |start, out| {
-        for (out, &x) in out.iter_mut().zip(&x[start..]) {
-            *out = math::gelu(x);
-        }
-    });
-}
-
-/// `out = gelu(out + bias)`, the sum kept in `pre` where it is asked for.
-pub fn bias_gelu_in_place(bias: &[f32], out: &mut [f32], pre: Option<&mut [f32]>) {
-    let n = bias.len();
-    let piece = n * rows_per_piece(n);
-    let pre = optional_pieces(pre, piece, out.len().div_ceil(piece));
-    let pieces: Vec<_> = out.chunks_mut(piece).zip(pre).collect();
-    let arch = pulp::Arch::new();
-    for_each_piece(pieces, |_, (out, pre)| {
-        arch.dispatch(|| {
-            for row in out.chunks_exact_mut(n) {
-                row.iter_mut().zip(bias).for_each(|(out, b)| *out += b);
-            }
-            if let Some(pre) = pre {
-                pre.copy_from_slice(out);
-            }
-            out.iter_mut().for_each(|out| *out = math::gelu(*out));
-        });
-    });
-}
-
-/// `dx = dact gelu'(pre)` where `dx` holds `dact`.
-pub fn gelu_bwd_in_place(pre: &[f32], dx: &mut [f32]) {
-    for_pieces(dx, |start, dx| {
-        for (dx, &x) in dx.iter_mut().zip(&pre[start..]) {
-            *dx *= math::gelu_gradient(x);
-        }
-    });
+    for_pieces(out, |start, out| gelu(&x[start..], out));
 }
 
 pub fn gelu_bwd(x: &[f32], dout: &[f32], dx: &mut [f32]) {
-    for_pieces(dx, |start, dx| {
-        for ((dx, &x), &dout) in dx.iter_mut().zip(&x[start..]).zip(&dout[start..]) {
-            *dx = dout * math::gelu_gradient(x);
-        }
-    });
+    for_pieces(dx, |start, dx| gelu_gradient(&x[start..], &dout[start..], dx));
 }
 
 pub fn tanh_fwd(x: &[f32], out: &mut [f32]) {
@@ -94,38 +140,19 @@ pub fn tanh_bwd(out: &[f32], dout: &[f32], dx: &mut [f32]) {
 
 /// Dropout of the sum of `x`, forward and backward alike.
 pub fn dropout(x: &[&[f32]], mask: RowMask, width: usize, out: &mut [f32]) {
-    let arch = pulp::Arch::new();
-    out.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
-        let (sequence, local) = place_of_row(mask.cu_seqlens, row);
-        let start = row * width;
-        arch.dispatch(|| {
-            mask.mask.row(sequence, local, out);
-            for (i, out) in out.iter_mut().enumerate() {
-                *out *= x.iter().map(|x| x[start + i]).sum::<f32>();
-            }
-        });
-    });
+    let rows = out.par_chunks_mut(width).enumerate();
+    rows.for_each(|(row, out)| dropped_sum(x, mask, row, out));
 }
 
 pub fn pool_fwd(x: &[f32], cu_seqlens: &[i32], pooling: Pooling, out: &mut [f32]) {
     let width = out.len() / (cu_seqlens.len() - 1);
-    let arch = pulp::Arch::new();
     out.par_chunks_mut(width).zip(cu_seqlens.par_windows(2)).for_each(|(out, ends)| {
         let rows = &x[ends[0] as usize * width..ends[1] as usize * width];
         let (first, rest) = rows.split_at(width);
         out.copy_from_slice(first);
-        if pooling != Pooling::Mean {
-            return;
+        if pooling == Pooling::Mean {
+            mean_with(rest, out);
         }
-        arch.dispatch(|| {
-            for row in rest.chunks_exact(width) {
-                for (out, x) in out.iter_mut().zip(row) {
-                    *out += x;
-                }
-            }
-            let scale = 1.0 / (rows.len() / width) as f32;
-            out.iter_mut().for_each(|out| *out *= scale);
-        });
     });
 }
 
@@ -153,41 +180,20 @@ pub fn embed_wgrad(
 ) {
     for_pieces(dtable, |_, piece| piece.fill(0.0));
     // In token order, by one thread: a fixed order of sums, and little beside the zeroing.
-    pulp::Arch::new().dispatch(|| {
-        for (&id, dx) in ids.iter().zip(dx.chunks_exact(width)) {
-            if Some(id as usize) == padding_row {
-                continue;
-            }
-            let row = &mut dtable[id as usize * width..][..width];
-            for (sum, dx) in row.iter_mut().zip(dx) {
-                *sum += dx;
-            }
-        }
-    });
+    add_rows_by_id(dx, ids, padding_row, width, dtable);
 }
 
 pub fn grad_norm(grads: &[&[f32]], max_norm: f32) -> [f32; 2] {
     const PIECE: usize = 64 * 1024;
-    let arch = pulp::Arch::new();
     let sums: Vec<f64> = grads
         .par_iter()
         .map(|grad| {
-            let pieces: Vec<f64> = grad
-                .par_chunks(PIECE)
-                .map(|piece| arch.dispatch(|| sum_of_squares(piece)))
-                .collect();
+            let pieces: Vec<f64> = grad.par_chunks(PIECE).map(sum_of_squares).collect();
             pieces.iter().sum()
         })
         .collect();
     let norm = sums.iter().sum::<f64>().sqrt();
     [norm as f32, (f64::from(max_norm) / (norm + 1e-6)).min(1.0) as f32]
-}
-
-/// Blocks in f32, their sum in f64.
-#[inline(always)]
-fn sum_of_squares(x: &[f32]) -> f64 {
-    const BLOCK: usize = 1024;
-    x.chunks(BLOCK).map(|block| f64::from(math::dot(block, block))).sum()
 }
 
 pub fn adamw_step(tensor: AdamwTensor<f32>) {
@@ -201,13 +207,12 @@ pub fn adamw_step(tensor: AdamwTensor<f32>) {
         rate: (learning_rate / (1.0 - adamw::BETA1.powi(exponent))) as f32,
         root: (1.0 / (1.0 - adamw::BETA2.powi(exponent)).sqrt()) as f32,
     };
-    let arch = pulp::Arch::new();
     let pieces = value
         .par_chunks_mut(PIECE)
         .zip(grad.par_chunks(PIECE))
         .zip(moment1.par_chunks_mut(PIECE).zip(moment2.par_chunks_mut(PIECE)));
     pieces.for_each(|((value, grad), (moment1, moment2))| {
-        arch.dispatch(|| update.apply(value, grad, moment1, moment2));
+        apply(update, value, grad, moment1, moment2);
     });
 }
 
@@ -220,9 +225,14 @@ struct Update {
     root: f32,
 }
 
-impl Update {
-    #[inline(always)]
-    fn apply(self, value: &mut [f32], grad: &[f32], moment1: &mut [f32], moment2: &mut [f32]) {
+vectorised! {
+    fn apply<'a>(
+        update: Update,
+        value: &'a mut [f32],
+        grad: &'a [f32],
+        moment1: &'a mut [f32],
+        moment2: &'a mut [f32],
+    ) {
         const BETA1: f32 = adamw::BETA1 as f32;
         const BETA2: f32 = adamw::BETA2 as f32;
         const NEW1: f32 = (1.0 - adamw::BETA1) as f32;
@@ -230,10 +240,11 @@ impl Update {
         const EPS: f32 = adamw::EPS as f32;
         let moments = moment1.iter_mut().zip(moment2);
         for ((value, grad), (m, v)) in value.iter_mut().zip(grad).zip(moments) {
-            let grad = grad * self.factor;
+            let grad = grad * update.factor;
             *m = BETA1 * *m + NEW1 * grad;
             *v = BETA2 * *v + NEW2 * grad * grad;
-            *value = *value * self.keep - self.rate * *m / (v.sqrt() * self.root + EPS);
+            let change = update.rate * *m / (v.sqrt() * update.root + EPS);
+            *value = *value * update.keep - change;
         }
     }
 }

@@ -2,22 +2,71 @@
 //! than its arithmetic.
 
 use super::math;
+use super::vectorised::vectorised;
 use crate::backend::host::ops::{FwdPart, HeadPart};
 use crate::batch::ABSENT_LABEL;
 
-pub fn head_fwd(x: &[f32], labels: &[i32], part: FwdPart<f32>) {
-    let (n, k) = (part.bias.len(), x.len() / labels.len());
-    let arch = pulp::Arch::new();
-    arch.dispatch(|| {
+vectorised! {
+    pub fn head_fwd<'a>(x: &'a [f32], labels: &'a [i32], part: FwdPart<'a, f32>) {
+        let (n, k) = (part.bias.len(), x.len() / labels.len());
         let rows = x.chunks_exact(k).zip(part.out.chunks_exact_mut(n));
-        for (_, (x, out)) in labels.iter().zip(rows).filter(|(label, _)| **label != ABSENT_LABEL) {
-            for ((out, weight), bias) in
-                out.iter_mut().zip(part.weight.chunks_exact(k)).zip(part.bias)
-            {
+        for (label, (x, out)) in labels.iter().zip(rows) {
+            if *label == ABSENT_LABEL {
+                continue;
+            }
+            for ((out, weight), bias) in out.iter_mut().zip(part.weight.chunks_exact(k)).zip(part.bias) {
                 *out = math::dot(x, weight) + bias;
             }
         }
-    });
+    }
+
+    pub fn head_dgrad<'a>(parts: &'a [HeadPart<'a, f32>], dx: &'a mut [f32]) {
+        dx.fill(0.0);
+        for part in parts {
+            let n = part.dlogits.len() / part.labels.len();
+            let k = part.weight.len() / n;
+            let rows = part.dlogits.chunks_exact(n).zip(dx.chunks_exact_mut(k));
+            for (label, (dlogits, dx)) in part.labels.iter().zip(rows) {
+                if *label < 0 {
+                    continue;
+                }
+                for (dlogit, weight) in dlogits.iter().zip(part.weight.chunks_exact(k)) {
+                    math::add_scaled(*dlogit, weight, dx);
+                }
+            }
+        }
+    }
+
+    pub fn head_wgrad<'a>(
+        x: Option<&'a [f32]>,
+        dlogits: &'a [f32],
+        labels: &'a [i32],
+        dweight: Option<&'a mut [f32]>,
+        dbias: Option<&'a mut [f32]>,
+    ) {
+        let n = dlogits.len() / labels.len();
+        if let (Some(x), Some(dweight)) = (x, dweight) {
+            let k = dweight.len() / n;
+            dweight.fill(0.0);
+            for (row, label) in labels.iter().enumerate() {
+                if *label < 0 {
+                    continue;
+                }
+                let (x, dlogits) = (&x[row * k..][..k], &dlogits[row * n..][..n]);
+                for (dlogit, dweight) in dlogits.iter().zip(dweight.chunks_exact_mut(k)) {
+                    math::add_scaled(*dlogit, x, dweight);
+                }
+            }
+        }
+        if let Some(dbias) = dbias {
+            dbias.fill(0.0);
+            for (row, label) in labels.iter().enumerate() {
+                if *label >= 0 {
+                    math::add(&dlogits[row * n..][..n], dbias);
+                }
+            }
+        }
+    }
 }
 
 /// In f64: few numbers, and the loss is what people look at.
@@ -45,51 +94,4 @@ pub fn xent_fwd(logits: &[f32], labels: &[i32], loss: &mut [f32], mut dlogits: O
         }
     }
     loss[0] = if n_labelled > 0.0 { (total / n_labelled) as f32 } else { 0.0 };
-}
-
-pub fn head_dgrad(parts: &[HeadPart<f32>], dx: &mut [f32]) {
-    dx.fill(0.0);
-    pulp::Arch::new().dispatch(|| {
-        for part in parts {
-            let n = part.dlogits.len() / part.labels.len();
-            let k = part.weight.len() / n;
-            let rows = part.dlogits.chunks_exact(n).zip(dx.chunks_exact_mut(k));
-            for (_, (dlogits, dx)) in part.labels.iter().zip(rows).filter(|(l, _)| **l >= 0) {
-                for (dlogit, weight) in dlogits.iter().zip(part.weight.chunks_exact(k)) {
-                    dx.iter_mut().zip(weight).for_each(|(dx, w)| *dx += dlogit * w);
-                }
-            }
-        }
-    });
-}
-
-pub fn head_wgrad(
-    x: Option<&[f32]>,
-    dlogits: &[f32],
-    labels: &[i32],
-    dweight: Option<&mut [f32]>,
-    dbias: Option<&mut [f32]>,
-) {
-    let n = dlogits.len() / labels.len();
-    let labelled =
-        || labels.iter().enumerate().filter(|(_, label)| **label >= 0).map(|(row, _)| row);
-    if let (Some(x), Some(dweight)) = (x, dweight) {
-        let k = dweight.len() / n;
-        dweight.fill(0.0);
-        pulp::Arch::new().dispatch(|| {
-            for row in labelled() {
-                let (x, dlogits) = (&x[row * k..][..k], &dlogits[row * n..][..n]);
-                for (dlogit, dweight) in dlogits.iter().zip(dweight.chunks_exact_mut(k)) {
-                    dweight.iter_mut().zip(x).for_each(|(dw, x)| *dw += dlogit * x);
-                }
-            }
-        });
-    }
-    if let Some(dbias) = dbias {
-        dbias.fill(0.0);
-        for row in labelled() {
-            let dlogits = &dlogits[row * n..][..n];
-            dbias.iter_mut().zip(dlogits).for_each(|(db, d)| *db += d);
-        }
-    }
 }

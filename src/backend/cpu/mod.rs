@@ -10,10 +10,11 @@ mod math;
 mod norm;
 mod parallel;
 mod product;
+mod vectorised;
 
 use rayon::prelude::*;
 
-use self::gemm::{MatMut, MatRef, Write};
+use self::gemm::{MatMut, MatRef, Product};
 use super::host::ops::{
     AdamwTensor, AttentionGradients, AttentionSaved, AttentionShape, DgradPart, Embedding, FwdPart,
     HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops, Qkv, RowMask,
@@ -29,24 +30,23 @@ impl Cpu {
     /// `c = a · bᵀ` with all threads, as [`crate::measure::ceilings`] times it: `a` `[m, k]`, `b`
     /// `[n, k]`.
     pub fn product(a: &[f32], b: &[f32], k: usize, c: &mut [f32]) {
-        let b = MatRef::new(b, k);
-        let n = c.len() / (a.len() / k);
-        let c = MatMut::new(c, n);
-        gemm::gemm(MatRef::new(a, k), b.t(), c, Write::Overwrite);
+        let n = b.len() / k;
+        let (a, b) = (MatRef::new(a, k), MatRef::new(b, k).t());
+        gemm::products(vec![Product::new(a, b, MatMut::new(c, n))], |_| {});
     }
 }
 
-/// Adds `bias` to every row.
-fn add_bias(bias: &[f32], out: &mut [f32]) {
-    let n = bias.len();
-    let arch = pulp::Arch::new();
-    out.par_chunks_mut(n * parallel::rows_per_piece(n)).for_each(|rows| {
-        arch.dispatch(|| {
-            for row in rows.chunks_exact_mut(n) {
-                row.iter_mut().zip(bias).for_each(|(out, b)| *out += b);
-            }
-        });
-    });
+/// `x · weightᵀ`, and the bias that is left to the epilogue.
+fn linear<'a>(x: &'a [f32], k: usize, part: FwdPart<'a, f32>) -> (Product<'a>, &'a [f32]) {
+    let (x, weight) = (MatRef::new(x, k), MatRef::new(part.weight, k).t());
+    (Product::new(x, weight, MatMut::new(part.out, part.bias.len())), part.bias)
+}
+
+/// The sum of `dout · weight` over the parts.
+fn input_gradient<'a>(parts: &[DgradPart<'a, f32>], k: usize, dx: &'a mut [f32]) -> Product<'a> {
+    let term =
+        |part: &DgradPart<'a, f32>| (MatRef::new(part.dout, part.n), MatRef::new(part.weight, k));
+    Product { terms: parts.iter().map(term).collect(), out: MatMut::new(dx, k), side: None }
 }
 
 impl Ops for Cpu {
@@ -89,10 +89,9 @@ impl Ops for Cpu {
     }
 
     fn gemm_fwd(&self, x: &[f32], k: usize, parts: Vec<FwdPart<f32>>) {
-        for FwdPart { weight, bias, out } in parts {
-            Cpu::product(x, weight, k, out);
-            add_bias(bias, out);
-        }
+        let (products, biases): (Vec<_>, Vec<_>) =
+            parts.into_iter().map(|part| linear(x, k, part)).unzip();
+        gemm::products(products, |tile| elementwise::add_bias(biases[tile.product], tile));
     }
 
     fn gelu_fwd(&self, x: &[f32], out: &mut [f32]) {
@@ -100,9 +99,9 @@ impl Ops for Cpu {
     }
 
     fn gemm_gelu_fwd(&self, x: &[f32], k: usize, part: FwdPart<f32>, pre: Option<&mut [f32]>) {
-        let FwdPart { weight, bias, out } = part;
-        Cpu::product(x, weight, k, out);
-        elementwise::bias_gelu_in_place(bias, out, pre);
+        let (mut product, bias) = linear(x, k, part);
+        product.side = pre.map(|pre| MatMut::new(pre, bias.len()));
+        gemm::products(vec![product], |tile| elementwise::add_bias_and_gelu(bias, tile));
     }
 
     fn tanh_fwd(&self, x: &[f32], out: &mut [f32]) {
@@ -169,26 +168,25 @@ impl Ops for Cpu {
     }
 
     fn gemm_dgrad(&self, parts: &[DgradPart<f32>], k: usize, dx: &mut [f32]) {
-        for (at, part) in parts.iter().enumerate() {
-            let write = if at == 0 { Write::Overwrite } else { Write::Add };
-            let (dout, weight) = (MatRef::new(part.dout, part.n), MatRef::new(part.weight, k));
-            gemm::gemm(dout, weight, MatMut::new(dx, k), write);
-        }
+        gemm::products(vec![input_gradient(parts, k, dx)], |_| {});
     }
 
     fn gemm_gelu_dgrad(&self, part: &DgradPart<f32>, k: usize, pre: &[f32], dx: &mut [f32]) {
-        self.gemm_dgrad(std::slice::from_ref(part), k, dx);
-        elementwise::gelu_bwd_in_place(pre, dx);
+        let product = input_gradient(std::slice::from_ref(part), k, dx);
+        gemm::products(vec![product], |tile| elementwise::through_gelu(pre, k, tile));
     }
 
     fn gemm_wgrad(&self, x: &[f32], k: usize, parts: Vec<WgradPart<f32>>) {
+        let x = MatRef::new(x, k);
+        let mut products = Vec::with_capacity(parts.len());
         for WgradPart { dout, dweight, dbias, n } in parts {
-            let (dout_t, x) = (MatRef::new(dout, n).t(), MatRef::new(x, k));
-            gemm::gemm(dout_t, x, MatMut::new(dweight, k), Write::Overwrite);
+            let dout_t = MatRef::new(dout, n).t();
+            products.push(Product::new(dout_t, x, MatMut::new(dweight, k)));
             if let Some(dbias) = dbias {
                 self.bias_grad(dout, dbias);
             }
         }
+        gemm::products(products, |_| {});
     }
 
     fn bias_grad(&self, dout: &[f32], dbias: &mut [f32]) {

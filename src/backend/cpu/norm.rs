@@ -1,7 +1,10 @@
 //! LayerNorm, forward and backward.
 
+use std::ops::Range;
+
 use super::math;
 use super::parallel::{for_each_piece, optional_pieces, rows_per_piece};
+use super::vectorised::vectorised;
 use crate::backend::host::ops::{NormDparams, NormDx, NormOutputs, NormParams, NormSaved, RowMask};
 use crate::backend::reference::place_of_row;
 
@@ -18,66 +21,67 @@ pub fn layernorm_fwd(
     let rstd = optional_pieces(to.rstd, n_rows, n_pieces);
     let pieces: Vec<_> =
         to.out.chunks_mut(n_rows * width).zip(xhat.into_iter().zip(rstd)).collect();
-    let arch = pulp::Arch::new();
     for_each_piece(pieces, |piece, (out, (mut xhat, mut rstd))| {
-        arch.dispatch(|| {
-            for (row, out) in out.chunks_exact_mut(width).enumerate() {
-                fill(piece * n_rows + row, out);
-                let xhat = xhat.as_mut().map(|xhat| &mut xhat[row * width..][..width]);
-                let row_rstd = normalise(out, xhat, norm);
-                if let Some(rstd) = &mut rstd {
-                    rstd[row] = row_rstd;
-                }
+        for (row, out) in out.chunks_exact_mut(width).enumerate() {
+            fill(piece * n_rows + row, out);
+            let xhat = xhat.as_mut().map(|xhat| &mut xhat[row * width..][..width]);
+            let row_rstd = normalise(out, xhat, norm);
+            if let Some(rstd) = &mut rstd {
+                rstd[row] = row_rstd;
             }
-        });
+        }
     });
 }
 
-/// `out` holds the sum before, the normalised row after; returns 1 / standard deviation.
-#[inline(always)]
-fn normalise(out: &mut [f32], xhat: Option<&mut [f32]>, norm: &NormParams<f32>) -> f32 {
-    let n = out.len() as f32;
-    let mean = math::sum(out) / n;
-    let variance = math::sum_squares_about(out, mean) / n;
-    let rstd = 1.0 / (variance + norm.eps).sqrt();
-    let scaled = out.iter_mut().zip(norm.gamma.iter().zip(norm.beta));
-    match xhat {
-        Some(xhat) => {
-            for ((out, (gamma, beta)), xhat) in scaled.zip(xhat) {
-                *xhat = (*out - mean) * rstd;
-                *out = *xhat * gamma + beta;
-            }
+vectorised! {
+    /// `out` holds the sum before, the normalised row after; returns 1 / standard deviation.
+    fn normalise<'a>(
+        out: &'a mut [f32],
+        xhat: Option<&'a mut [f32]>,
+        norm: &'a NormParams<'a, f32>,
+    ) -> f32 {
+        let n = out.len() as f32;
+        let mean = math::sum(out) / n;
+        let variance = math::sum_squares_about(out, mean) / n;
+        let rstd = 1.0 / (variance + norm.eps).sqrt();
+        for out in out.iter_mut() {
+            *out = (*out - mean) * rstd;
         }
-        None => {
-            for (out, (gamma, beta)) in scaled {
-                *out = (*out - mean) * rstd * gamma + beta;
-            }
+        if let Some(xhat) = xhat {
+            xhat.copy_from_slice(out);
+        }
+        for (out, (gamma, beta)) in out.iter_mut().zip(norm.gamma.iter().zip(norm.beta)) {
+            *out = out.mul_add(*gamma, *beta);
+        }
+        rstd
+    }
+
+    /// Writes `dropout(x) + residual` of one row.
+    pub fn branch_and_residual<'a>(
+        x: &'a [f32],
+        residual: Option<&'a [f32]>,
+        mask: Option<RowMask<'a>>,
+        row: usize,
+        sum: &'a mut [f32],
+    ) {
+        let start = row * sum.len();
+        dropped(&x[start..][..sum.len()], mask, row, sum);
+        if let Some(residual) = residual {
+            math::add(&residual[start..], sum);
         }
     }
-    rstd
 }
 
-/// Writes `dropout(x) + residual` of one row.
+/// `out = dropout(x)` of one row.
 #[inline(always)]
-pub fn branch_and_residual(
-    x: &[f32],
-    residual: Option<&[f32]>,
-    mask: Option<RowMask>,
-    row: usize,
-    sum: &mut [f32],
-) {
-    let start = row * sum.len();
-    let x = &x[start..][..sum.len()];
+fn dropped(x: &[f32], mask: Option<RowMask>, row: usize, out: &mut [f32]) {
     match mask {
         Some(RowMask { mask, cu_seqlens }) => {
             let (sequence, local) = place_of_row(cu_seqlens, row);
-            mask.row(sequence, local, sum);
-            sum.iter_mut().zip(x).for_each(|(sum, x)| *sum *= x);
+            mask.row(sequence, local, out);
+            math::multiply(x, out);
         }
-        None => sum.copy_from_slice(x),
-    }
-    if let Some(residual) = residual {
-        sum.iter_mut().zip(&residual[start..]).for_each(|(sum, r)| *sum += r);
+        None => out.copy_from_slice(x),
     }
 }
 
@@ -108,39 +112,55 @@ pub fn layernorm_bwd(
     let gammas = optional_pieces(wants.0.then_some(&mut gamma_sums), width, n_pieces);
     let betas = optional_pieces(wants.1.then_some(&mut beta_sums), width, n_pieces);
     let pieces: Vec<_> = dx.into_iter().zip(dresidual).zip(gammas.into_iter().zip(betas)).collect();
-    let arch = pulp::Arch::new();
-    for_each_piece(pieces, |piece, ((mut dx, mut dresidual), (mut dgamma, mut dbeta))| {
+    for_each_piece(pieces, |piece, ((dx, dresidual), (dgamma, dbeta))| {
         let first = piece * ROWS_PER_SUM;
-        let last = (first + ROWS_PER_SUM).min(n_rows);
-        let mut sum = vec![f32::NAN; width];
-        arch.dispatch(|| {
-            for row in first..last {
-                let start = row * width;
-                sum.copy_from_slice(&dout[0][start..][..width]);
-                for more in &dout[1..] {
-                    sum.iter_mut().zip(&more[start..]).for_each(|(sum, d)| *sum += d);
-                }
-                if let Some(dbeta) = &mut dbeta {
-                    dbeta.iter_mut().zip(&sum).for_each(|(total, d)| *total += d);
-                }
-                if let (Some(dgamma), Some(xhat)) = (&mut dgamma, xhat) {
-                    let terms = sum.iter().zip(&xhat[start..]);
-                    dgamma.iter_mut().zip(terms).for_each(|(total, (d, x))| *total += d * x);
-                }
-                let Some(saved) = saved else { continue };
-                let local = start - first * width;
-                input_gradient(saved, row, &mut sum);
-                if let Some(dresidual) = &mut dresidual {
-                    dresidual[local..][..width].copy_from_slice(&sum);
-                }
-                if let Some(dx) = &mut dx {
-                    branch_and_residual_gradient(saved, row, &sum, &mut dx[local..][..width]);
-                }
-            }
-        });
+        let rows = first..(first + ROWS_PER_SUM).min(n_rows);
+        let dparams = NormDparams { dgamma, dbeta };
+        rows_backward(dout, xhat, rows, width, saved, NormDx { dx, dresidual }, dparams);
     });
     add_up(&gamma_sums, dparams.dgamma);
     add_up(&beta_sums, dparams.dbeta);
+}
+
+vectorised! {
+    /// The backward pass over some rows; `to` and `dparams`, which is added to, are those rows' own.
+    fn rows_backward<'a>(
+        dout: &'a [&'a [f32]],
+        xhat: Option<&'a [f32]>,
+        rows: Range<usize>,
+        width: usize,
+        saved: Option<&'a NormSaved<'a, f32>>,
+        to: NormDx<'a, f32>,
+        dparams: NormDparams<'a, f32>,
+    ) {
+        let (mut to, mut dparams) = (to, dparams);
+        let mut sum = vec![f32::NAN; width];
+        let first = rows.start;
+        for row in rows {
+            let start = row * width;
+            sum.copy_from_slice(&dout[0][start..][..width]);
+            for more in &dout[1..] {
+                math::add(&more[start..], &mut sum);
+            }
+            if let Some(dbeta) = &mut dparams.dbeta {
+                math::add(&sum, dbeta);
+            }
+            if let (Some(dgamma), Some(xhat)) = (&mut dparams.dgamma, xhat) {
+                for ((total, d), x) in dgamma.iter_mut().zip(&sum).zip(&xhat[start..]) {
+                    *total = d.mul_add(*x, *total);
+                }
+            }
+            let Some(saved) = saved else { continue };
+            let local = (row - first) * width;
+            input_gradient(saved, row, &mut sum);
+            if let Some(dresidual) = &mut to.dresidual {
+                dresidual[local..][..width].copy_from_slice(&sum);
+            }
+            if let Some(dx) = &mut to.dx {
+                dropped(&sum, saved.mask, row, &mut dx[local..][..width]);
+            }
+        }
+    }
 }
 
 /// Turns the gradient at a row's output into that at LayerNorm's sum.
@@ -148,7 +168,7 @@ pub fn layernorm_bwd(
 fn input_gradient(saved: &NormSaved<f32>, row: usize, dout: &mut [f32]) {
     let width = dout.len();
     let xhat = &saved.xhat[row * width..][..width];
-    dout.iter_mut().zip(saved.gamma).for_each(|(d, gamma)| *d *= gamma);
+    math::multiply(saved.gamma, dout);
     let mean = math::sum(dout) / width as f32;
     let mean_xhat = math::dot(dout, xhat) / width as f32;
     let rstd = saved.rstd[row];
@@ -157,24 +177,14 @@ fn input_gradient(saved: &NormSaved<f32>, row: usize, dout: &mut [f32]) {
     }
 }
 
-/// The gradient at the branch: through the dropout mask.
-#[inline(always)]
-fn branch_and_residual_gradient(saved: &NormSaved<f32>, row: usize, dsum: &[f32], dx: &mut [f32]) {
-    match saved.mask {
-        Some(RowMask { mask, cu_seqlens }) => {
-            let (sequence, local) = place_of_row(cu_seqlens, row);
-            mask.row(sequence, local, dx);
-            dx.iter_mut().zip(dsum).for_each(|(dx, d)| *dx *= d);
+vectorised! {
+    /// Adds the pieces' sums in their order.
+    fn add_up<'a>(sums: &'a [f32], to: Option<&'a mut [f32]>) {
+        if let Some(to) = to {
+            to.fill(0.0);
+            for piece in sums.chunks_exact(to.len()) {
+                math::add(piece, to);
+            }
         }
-        None => dx.copy_from_slice(dsum),
-    }
-}
-
-/// Adds the pieces' sums in their order.
-fn add_up(sums: &[f32], to: Option<&mut [f32]>) {
-    let Some(to) = to else { return };
-    to.fill(0.0);
-    for piece in sums.chunks_exact(to.len()) {
-        to.iter_mut().zip(piece).for_each(|(to, sum)| *to += sum);
     }
 }

@@ -10,13 +10,9 @@ pub fn rows_per_piece(width: usize) -> usize {
     (PIECE / width.max(1)).max(1)
 }
 
-/// Calls `f(first element, piece)` for pieces of `out`, vectorised for this CPU.
+/// Calls `f(first element, piece)` for pieces of `out`, in parallel.
 pub fn for_pieces(out: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
-    let arch = pulp::Arch::new();
-    // One place that calls `f`, so that it is compiled into the code for this CPU's instructions.
-    for_each_piece(out.chunks_mut(PIECE).collect(), |piece, out| {
-        arch.dispatch(|| f(piece * PIECE, out));
-    });
+    for_each_piece(out.chunks_mut(PIECE).collect(), |piece, out| f(piece * PIECE, out));
 }
 
 /// A slice that may be absent, cut into pieces: absent pieces of absent slices.
