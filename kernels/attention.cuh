@@ -163,29 +163,6 @@ __device__ __forceinline__ float row_max(float value) {
   return fmaxf(value, __shfl_xor_sync(ALL_LANES, value, 2));
 }
 
-// rowsum(out * dout) of a lane's two rows of a strip, both in global memory; 0 from row n_valid on.
-template <int SIZE>
-__device__ __forceinline__ void strip_delta(float (&delta)[2], const bf16* out, const bf16* dout,
-                                            size_t width, int n_valid, int lane) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = lane / 4 + 8 * half;
-    float sum = 0.0f;
-    if (row < n_valid) {
-#pragma unroll
-      for (int group = 0; group < SIZE / 32; ++group) {
-        const size_t at = row * width + (lane % 4 + 4 * group) * 8;
-        float a[8], b[8];
-        load8(out + at, a);
-        load8(dout + at, b);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sum += a[i] * b[i];
-      }
-    }
-    delta[half] = row_sum(sum);
-  }
-}
-
 // The dropout bytes of a warp's strip of queries and of pieces of 16 keys, one piece after the other: one
 // draw serves two pieces. Byte i of word j belongs to element i of half j of a Piece.
 struct PieceDropout {
@@ -278,6 +255,27 @@ __device__ __forceinline__ void add_values(Strip<SIZE>& out, Piece (&p)[N], cons
     as_operand(p[piece], a);
     add_product<SIZE>(out, a, values, piece * STRIP, lane);
   }
+}
+
+// delta += rowsum(P * F * (dO V^T)) over a lane's columns of a piece, from scores and dO V^T. delta is summed from
+// the very numbers that dS is made of: rowsum(O * dO) would bring in the rounding of O, and the rows of dS would
+// not sum to 0 any more, which the gradients of queries and keys cannot afford.
+__device__ __forceinline__ void add_delta(float (&delta)[2], const Piece& scores, const Piece& dp,
+                                          const float (&lse_log2)[2], float scale_log2, uint2 bytes,
+                                          const PieceDropout& dropout, int n_cols) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int half = i % 4 / 2;
+    const float p = ptx::exp2_approx(scores[i / 4][i % 4] * scale_log2 - lse_log2[half]);
+    const bool counts = i / 4 * 8 + i % 2 < n_cols && !dropout.drops(bytes, i / 4, i % 4);
+    if (counts) delta[half] += p * dp[i / 4][i % 4];
+  }
+}
+
+// The sums over all columns, with dropout's scale.
+__device__ __forceinline__ void finish_delta(float (&delta)[2], const PieceDropout& dropout) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) delta[half] = row_sum(delta[half]) * dropout.dropout.scale();
 }
 
 // Turns a piece of scores into probabilities, those that dropout drops 0 and the rest without its scale,

@@ -5,23 +5,23 @@
 // SHAPES   q, k, v, out, dout, dq, dk, dv: [T, D] bf16; lse, delta: [T, H] f32; blocks: [n_long_blocks] int2;
 //          cu_seqlens: [B + 1]. Dh = 32 or 64 by the kernel's suffix, H = gridDim.x, D = H Dh.
 // TRAFFIC  each matrix, lse and delta once from memory; what a kernel goes over comes s / 64 times from the
-//          L2 cache. flops: forward 4, dq 6, dkv 8 times sum(s^2) D over these sequences, in whole pieces of
-//          16 x 16: seven products backward instead of five, for no sums across blocks.
+//          L2 cache. flops: forward 4, delta 4, dq 6, dkv 8 times sum(s^2) D over these sequences, in whole
+//          pieces of 16 x 16: nine products backward instead of five, for no sums across blocks.
 // LAUNCH   grid (H, blocks at capacity), block 128; blocks from state->n_long_blocks on leave. Shared bytes:
-//          forward 640 Dh (40960, 20480), dq 768 Dh (49152, 24576), dkv 768 Dh + 2048 (51200, 26624).
+//          forward 640 Dh (40960, 20480), delta and dq 768 Dh (49152, 24576), dkv 768 Dh + 2048 (51200, 26624).
 //          Registers for Dh = 64 and 32 (sm_80, sm_90a at most): forward 128 and 118, dq 161 and 126, dkv 168
 //          and 134; no spills; 4, 3 and 3 blocks a multiprocessor.
 // PICTURE  a block of threads is 4 warps with 16 rows each of one block of 64 rows of one sequence; the host
 //          lists int2 {sequence, block in it}. The rows of the other side come 64 at a time into one of two
 //          stages of shared memory, while the other is worked on:
-//            forward, dq:  rows are queries, warp w: |16 w .. 16 w + 15|,  keys and values go by
+//            forward, delta, dq:  rows are queries, warp w: |16 w .. 16 w + 15|,  keys and values go by
 //            dkv:          rows are keys, queries and dout go by; a Piece is S^T: 16 keys, 16 queries
 //          Dropout's bytes belong to lanes of a Piece of S. For S^T a warp draws those of its 16 queries and
 //          64 keys, and leaves in shared memory a word for each of 16 bytes, bit l from lane l.
 // NEEDS    D a multiple of 8, rows 16-byte aligned. Rows behind a sequence's end are zeros in shared
 //          memory and masked. lse may be null in the forward kernel. Sums have one order: runs are bitwise
-//          equal. attention_bwd_delta_bf16 runs before dq and before dkv with dk; v and delta may be null
-//          without dk, and dk or dv may be null.
+//          equal. delta runs before dq and before dkv with dk; v and delta may be null without dk, and dk or
+//          dv may be null.
 // HISTORY  not yet measured on a device.
 #include "attention.cuh"
 
@@ -165,36 +165,28 @@ struct Saved {
   const bf16* v;
 };
 
-// Queries stay, keys and values go by.
-template <int SIZE>
-__device__ __forceinline__ void attention_bwd_dq_long(const StepState* state, const Dropout& dropout,
-                                                      const Saved& saved, const int2* blocks,
-                                                      const int* cu_seqlens, bf16* dq) {
+// Queries stay, keys and values go by: calls body(S, dO V^T, dropout's bytes, columns, keys, row of the piece's
+// first key) for a warp's 16 queries and 16 keys at a time. `lse_log2` is that of a lane's two rows; rows behind
+// the sequence's end get probabilities of 0 from it.
+template <int SIZE, class Body>
+__device__ __forceinline__ void for_each_piece(const LongBlock& block, const Saved& saved,
+                                               PieceDropout& piece_dropout, float (&lse_log2)[2], Body body) {
   DYNAMIC_SHARED(shared);
-  if (static_cast<int>(blockIdx.y) >= state->n_long_blocks) return;
   bf16* const queries = reinterpret_cast<bf16*>(shared);
   bf16* const gradients = queries + BLOCK * SIZE;
   const Stages<SIZE> stages{gradients + BLOCK * SIZE};
-  const LongBlock block(blocks, cu_seqlens);
   const int lane = block.lane;
   const int block_row = block.first_row - block.warp * STRIP;
   block.load<SIZE>(queries, saved.q, block_row);
   block.load<SIZE>(gradients, saved.dout, block_row);
   stages.load(block, saved.k, saved.v, 0);
-
-  // Rows behind the sequence's end get probabilities of 0.
-  float lse_log2[2], delta[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = block.first_row + lane / 4 + 8 * half;
-    const bool valid = row < block.length;
-    lse_log2[half] = valid ? saved.lse[block.statistic(row)] * LOG2_E : INFINITY;
-    delta[half] = valid ? saved.delta[block.statistic(row)] : 0.0f;
+    lse_log2[half] = row < block.length ? saved.lse[block.statistic(row)] * LOG2_E : INFINITY;
   }
 
   Operand<SIZE> query, gradient;
-  Strip<SIZE> sum = {};
-  PieceDropout piece_dropout(dropout, block.sequence, blockIdx.x, block.first_row / STRIP);
   for (int number = 0; number < block.n_blocks(); ++number) {
     ptx::cp_async_wait<0>();
     __syncthreads();
@@ -214,13 +206,56 @@ __device__ __forceinline__ void attention_bwd_dq_long(const StepState* state, co
       multiply_rows<SIZE>(p, query, keys, piece * STRIP, lane);
       multiply_rows<SIZE>(ds, gradient, values, piece * STRIP, lane);
       const uint2 bytes = piece_dropout.bytes(number * (BLOCK / STRIP) + piece, piece == 0, lane);
-      piece_gradients(p, ds, lse_log2, delta, SOFTMAX_SCALE<SIZE> * LOG2_E, bytes, piece_dropout,
-                      n_keys - piece * STRIP - lane_column(lane));
-      uint32_t a[4];
-      as_operand(ds, a);
-      add_product<SIZE>(sum, a, keys, piece * STRIP, lane);
+      body(p, ds, bytes, n_keys - piece * STRIP - lane_column(lane), keys, piece * STRIP);
     }
   }
+}
+
+template <int SIZE>
+__device__ __forceinline__ void attention_bwd_delta_long(const StepState* state, const Dropout& dropout,
+                                                         const Saved& saved, const int2* blocks,
+                                                         const int* cu_seqlens, float* to) {
+  if (static_cast<int>(blockIdx.y) >= state->n_long_blocks) return;
+  const LongBlock block(blocks, cu_seqlens);
+  PieceDropout piece_dropout(dropout, block.sequence, blockIdx.x, block.first_row / STRIP);
+  float lse_log2[2], delta[2] = {0.0f, 0.0f};
+  for_each_piece<SIZE>(block, saved, piece_dropout, lse_log2,
+                       [&](Piece& scores, Piece& dp, uint2 bytes, int n_cols, const bf16*, int) {
+                         add_delta(delta, scores, dp, lse_log2, SOFTMAX_SCALE<SIZE> * LOG2_E, bytes,
+                                   piece_dropout, n_cols);
+                       });
+  if (block.n_valid() <= 0) return;
+  finish_delta(delta, piece_dropout);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = block.lane / 4 + 8 * half;
+    if (block.lane % 4 == 0 && row < block.n_valid()) to[block.statistic(block.first_row + row)] = delta[half];
+  }
+}
+
+template <int SIZE>
+__device__ __forceinline__ void attention_bwd_dq_long(const StepState* state, const Dropout& dropout,
+                                                      const Saved& saved, const int2* blocks,
+                                                      const int* cu_seqlens, bf16* dq) {
+  if (static_cast<int>(blockIdx.y) >= state->n_long_blocks) return;
+  const LongBlock block(blocks, cu_seqlens);
+  const int lane = block.lane;
+  float lse_log2[2], delta[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = block.first_row + lane / 4 + 8 * half;
+    delta[half] = row < block.length ? saved.delta[block.statistic(row)] : 0.0f;
+  }
+  Strip<SIZE> sum = {};
+  PieceDropout piece_dropout(dropout, block.sequence, blockIdx.x, block.first_row / STRIP);
+  for_each_piece<SIZE>(block, saved, piece_dropout, lse_log2,
+                       [&](Piece& p, Piece& ds, uint2 bytes, int n_cols, const bf16* keys, int row) {
+                         piece_gradients(p, ds, lse_log2, delta, SOFTMAX_SCALE<SIZE> * LOG2_E, bytes,
+                                         piece_dropout, n_cols);
+                         uint32_t a[4];
+                         as_operand(ds, a);
+                         add_product<SIZE>(sum, a, keys, row, lane);
+                       });
   if (block.n_valid() <= 0) return;
   const float factors[2] = {SOFTMAX_SCALE<SIZE>, SOFTMAX_SCALE<SIZE>};
   store_strip<SIZE>(block.of<SIZE>(dq, block.first_row), gridDim.x * SIZE, sum, factors, block.n_valid(),
@@ -390,6 +425,21 @@ __device__ __forceinline__ void attention_bwd_dkv_long(const StepState* state, c
   EXPORT_KERNEL(symbol)
 ATTENTION_FWD_LONG(attention_fwd_bf16_long_32, 32)
 ATTENTION_FWD_LONG(attention_fwd_bf16_long_64, 64)
+
+#define ATTENTION_BWD_DELTA_LONG(symbol, SIZE)                                                               \
+  extern "C" __global__ void __launch_bounds__(THREADS, 3)                                                   \
+      symbol(const StepState* __restrict__ state, const bf16* __restrict__ dout,                             \
+             const float* __restrict__ lse, const bf16* __restrict__ q, const bf16* __restrict__ k,          \
+             const bf16* __restrict__ v, const int2* __restrict__ blocks,                                    \
+             const int* __restrict__ cu_seqlens, unsigned site, unsigned threshold,                          \
+             float* __restrict__ delta) {                                                                    \
+    const Dropout dropout(state, site, threshold);                                                           \
+    const Saved saved{dout, nullptr, lse, q, k, v};                                                          \
+    attention_bwd_delta_long<SIZE>(state, dropout, saved, blocks, cu_seqlens, delta);                        \
+  }                                                                                                          \
+  EXPORT_KERNEL(symbol)
+ATTENTION_BWD_DELTA_LONG(attention_bwd_delta_bf16_long_32, 32)
+ATTENTION_BWD_DELTA_LONG(attention_bwd_delta_bf16_long_64, 64)
 
 #define ATTENTION_BWD_DQ_LONG(symbol, SIZE)                                                                  \
   extern "C" __global__ void __launch_bounds__(THREADS, 3)                                                   \

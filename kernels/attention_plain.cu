@@ -2,15 +2,15 @@
 // MATHS    per sequence and head, Q, K, V, dO: [s, Dh], c = 1 / sqrt(Dh), F the dropout factors (0 or their
 //          scale, 1 without dropout):
 //          S = c Q K^T;  lse = log(rowsum(exp(S)));  P = exp(S - lse);  O = (F * P) V
-//          delta = rowsum(O * dO);  dS = P * (F * (dO V^T) - delta)
+//          delta = rowsum(P * F * (dO V^T));  dS = P * (F * (dO V^T) - delta)
 //          dQ = c dS K;  dK = c dS^T Q;  dV = (F * P)^T dO
 // SHAPES   q, k, v, out, dout, dq, dk, dv: [T, D] of E, D = H Dh; lse, delta: [T, H] f32; sequence_ids: [T];
 //          cu_seqlens: [B + 1]. Math and sums in f32.
 // TRAFFIC  each matrix and lse once if a sequence's rows stay in the caches (each warp reads all K and V of
 //          its sequence and head); flops: forward 4, dq 6, dkv 8 times sum(s^2) D.
 // LAUNCH   attention_fwd, attention_bwd_dq, attention_bwd_dkv: grid (ceil(T / 4), H), block 128: a warp takes
-//          one token of one head; shared ROW_FLOATS * 4 floats = 2560, 4608, 5120 bytes. attention_bwd_delta:
-//          grid (ceil(T H / 128)), block 128, shared 0. Registers f32 and bf16 (sm_80, sm_90a at most): fwd
+//          one token of one head; shared ROW_FLOATS * 4 floats = 2560, 4608, 5120 bytes; attention_bwd_delta
+//          likewise, 4096 bytes. Registers f32 and bf16 (sm_80, sm_90a at most): fwd
 //          62 and 64, dq 69 and 64, dkv 62 and 61, delta 32; no spills.
 // PICTURE  32 rows of the other side at a time. First a lane takes a row, for the dot products:
 //          lane 0: row 0 |Dh values|, lane 1: row 1 |Dh values|, ...
@@ -171,22 +171,32 @@ __device__ __forceinline__ void attention_fwd(const StepState* state, const Pack
   if (lse != nullptr && row.lane == 0) lse[row.statistic(row.number)] = top + logf(sum);
 }
 
-// delta = rowsum(out * dout) of each token and head, one thread each.
+constexpr int DELTA_ROW_FLOATS = 2 * MAX_HEAD_SIZE;
+
+// A warp takes a query and goes over the keys. Of rounded outputs rowsum(O * dO) is not the same: the rows of dS
+// would not sum to 0.
 template <class E>
-__device__ __forceinline__ void attention_bwd_delta(const StepState* state, const E* out, const E* dout,
-                                                    float* delta, int n_heads, int head_size) {
-  const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (index >= static_cast<long long>(state->n_tokens) * n_heads) return;
-  const size_t at = static_cast<size_t>(index) * head_size;
+__device__ __forceinline__ void attention_bwd_delta(const StepState* state, const Packing& packing,
+                                                    const Dropout& dropout, const Saved<E>& saved,
+                                                    float* delta) {
+  DYNAMIC_SHARED(shared);
+  if (!is_live(state)) return;
+  const Row row(packing);
+  float* query = reinterpret_cast<float*>(shared) + threadIdx.x / 32 * DELTA_ROW_FLOATS;
+  float* gradient = query + MAX_HEAD_SIZE;
+  copy_row(query, row.of(saved.q, row.number), row);
+  copy_row(gradient, row.of(saved.dout, row.number), row);
+  __syncwarp();
+  const float row_lse = saved.lse[row.statistic(row.number)];
   float sum = 0.0f;
-  for (int col = 0; col < head_size; col += 8) {
-    float a[8], b[8];
-    load8(out + at + col, a);
-    load8(dout + at + col, b);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum += a[i] * b[i];
+  for (int key = row.lane; key < row.length; key += CHUNK) {
+    const float p = expf(row.scale * dot(row.of(saved.k, key), query, row.head_size) - row_lse);
+    float dp = dot(row.of(saved.v, key), gradient, row.head_size);
+    if (dropout.acts()) dp *= probability_factor(dropout, row.sequence, row.head, row.number, key);
+    sum += p * dp;
   }
-  delta[index] = sum;
+  sum = warp_sum(sum);
+  if (row.lane == 0) delta[row.statistic(row.number)] = sum;
 }
 
 constexpr int DQ_ROW_FLOATS = 2 * MAX_HEAD_SIZE + CHUNK;
@@ -279,10 +289,15 @@ ATTENTION_FWD(attention_fwd_f32, float)
 ATTENTION_FWD(attention_fwd_bf16, bf16)
 
 #define ATTENTION_BWD_DELTA(symbol, E)                                                                   \
-  extern "C" __global__ void __launch_bounds__(128)                                                      \
-      symbol(const StepState* __restrict__ state, const E* __restrict__ out, const E* __restrict__ dout, \
+  extern "C" __global__ void __launch_bounds__(32 * WARPS)                                               \
+      symbol(const StepState* __restrict__ state, const E* __restrict__ dout,                            \
+             const float* __restrict__ lse, const E* __restrict__ q, const E* __restrict__ k,            \
+             const E* __restrict__ v, const int* __restrict__ sequence_ids,                              \
+             const int* __restrict__ cu_seqlens, unsigned site, unsigned threshold,                      \
              float* __restrict__ delta, int n_heads, int head_size) {                                    \
-    attention_bwd_delta(state, out, dout, delta, n_heads, head_size);                                    \
+    const Packing packing{sequence_ids, cu_seqlens, n_heads, head_size};                                 \
+    const Saved<E> saved{dout, nullptr, lse, q, k, v};                                                   \
+    attention_bwd_delta(state, packing, Dropout(state, site, threshold), saved, delta);                  \
   }                                                                                                      \
   EXPORT_KERNEL(symbol)
 ATTENTION_BWD_DELTA(attention_bwd_delta_f32, float)

@@ -1,11 +1,11 @@
 // attention_tile: attention over packed sequences of up to 128 tokens on tensor cores, several in a tile.
 // MATHS    as in attention_plain.cu. P and dS are rounded to bf16 where they enter a product; nothing of
 //          size s x s is written to memory.
-// SHAPES   q, k, v, out, dout, dq, dk, dv: [T, D] bf16; lse: [T, H] f32; strips: [n_tiles, 8] int4.
+// SHAPES   q, k, v, out, dout, dq, dk, dv: [T, D] bf16 (out forward only); lse: [T, H] f32; strips: [n_tiles, 8] int4.
 //          Dh = 32 or 64 by the kernel's suffix, H = gridDim.x, D = H Dh.
-// TRAFFIC  each matrix and lse once: forward 8 T D + 4 T H bytes, backward 16 T D + 4 T H (out only for dq or
-//          dk; dout's second read hits the cache). flops: 4 and 10 sum(s^2) D, in whole pieces of 16 x 16.
-//          Memory-bound for s <= 128: floor = bytes / measured bandwidth.
+// TRAFFIC  each matrix and lse once: forward 8 T D + 4 T H bytes, backward 14 T D + 4 T H. flops: 4 and 14
+//          sum(s^2) D, in whole pieces of 16 x 16: five products backward, and two of them a second time for
+//          delta. Memory-bound for s <= 128: floor = bytes / measured bandwidth.
 // LAUNCH   grid (H, tiles at capacity), block 256; blocks from state->n_tiles on leave. Shared bytes: forward
 //          768 Dh (49152, 24576), backward 1024 Dh + 32768 (98304, 65536). Registers for Dh = 64 and 32
 //          (sm_80, sm_90a at most): forward 128 and 113, backward 127 and 118; no spills; 2 blocks a
@@ -20,7 +20,7 @@
 //          what a sequence gives does not depend on its tile, bit for bit.
 // NEEDS    sequences of at most 128 tokens in the list; D a multiple of 8, rows 16-byte aligned. Rows behind
 //          a sequence's end are zeros in shared memory and masked. lse may be null; of dq, dk, dv those that
-//          are null are not computed; v and out may be null where dq and dk are.
+//          are null are not computed; v may be null where dq and dk are.
 // HISTORY  not yet measured on a device.
 #include "attention.cuh"
 
@@ -124,7 +124,6 @@ __device__ __forceinline__ void attention_fwd_tile(const StepState* state, const
 // What the backward kernel reads and writes in global memory.
 struct Backward {
   const bf16* dout;
-  const bf16* out;
   const float* lse;
   const bf16* q;
   const bf16* k;
@@ -177,14 +176,17 @@ __device__ __forceinline__ void keep_piece(bf16* matrix, const uint32_t (&a)[4],
   }
 }
 
-// A strip of queries against half of the tile's keys: P and dS to shared memory, dQ summed.
+constexpr int DELTA_PASS = -1;
+
+// A strip of queries against the tile's keys: all of them for delta, before anything else; then a half of them a
+// pass, P and dS to shared memory, dQ summed. One loop for both: another would take registers that are not there.
 template <int SIZE>
 __device__ __forceinline__ void score_gradients(Strip<SIZE>& dq, const BackwardTile<SIZE>& tile,
                                                 const Backward& arrays, const TileStrip& strip,
-                                                const Dropout& dropout, int key_half,
-                                                const float (&lse_log2)[2], const float (&delta)[2]) {
-  const int begin = max(strip.first(), key_half * STRIPS / 2);
-  const int end = min(strip.end(), (key_half + 1) * STRIPS / 2);
+                                                const Dropout& dropout, int pass,
+                                                const float (&lse_log2)[2], float (&delta)[2]) {
+  const int begin = pass == DELTA_PASS ? strip.first() : max(strip.first(), pass * STRIPS / 2);
+  const int end = pass == DELTA_PASS ? strip.end() : min(strip.end(), (pass + 1) * STRIPS / 2);
   if (begin >= end) return;
   const int lane = strip.lane, first_row = strip.strip * STRIP;
   Operand<SIZE> query, gradient;
@@ -199,6 +201,10 @@ __device__ __forceinline__ void score_gradients(Strip<SIZE>& dq, const BackwardT
     const int number = piece - strip.first();
     const uint2 bytes = piece_dropout.bytes(number, piece == begin, lane);
     const int n_cols = strip.length - number * STRIP - lane_column(lane);
+    if (pass == DELTA_PASS) {
+      add_delta(delta, p, ds, lse_log2, SOFTMAX_SCALE<SIZE> * LOG2_E, bytes, piece_dropout, n_cols);
+      continue;
+    }
     piece_gradients(p, ds, lse_log2, delta, SOFTMAX_SCALE<SIZE> * LOG2_E, bytes, piece_dropout, n_cols);
     uint32_t a[4];
     const int first_group = piece % (STRIPS / 2) * 2;
@@ -211,6 +217,7 @@ __device__ __forceinline__ void score_gradients(Strip<SIZE>& dq, const BackwardT
     if (arrays.dk != nullptr) keep_piece(tile.dscores, a, first_row, first_group, lane);
     if (arrays.dq != nullptr) add_product<SIZE>(dq, a, tile.keys, piece * STRIP, lane);
   }
+  if (pass == DELTA_PASS) finish_delta(delta, piece_dropout);
 }
 
 // matrix^T rows for a strip of keys: dV = P^T dO, dK = dS^T Q.
@@ -249,9 +256,6 @@ __device__ __forceinline__ void attention_bwd_tile(const StepState* state, const
       const int row = lane / 4 + 8 * half;
       lse_log2[half] = row < n_valid ? arrays.lse[strip.statistic(row)] * LOG2_E : INFINITY;
     }
-    if (arrays.wants_scores()) {
-      strip_delta<SIZE>(delta, strip.of<SIZE>(arrays.out), strip.of<SIZE>(arrays.dout), width, n_valid, lane);
-    }
   }
   ptx::cp_async_commit();
   ptx::cp_async_wait<0>();
@@ -259,10 +263,11 @@ __device__ __forceinline__ void attention_bwd_tile(const StepState* state, const
 
   Strip<SIZE> dq = {};
 #pragma unroll 1
-  for (int key_half = 0; key_half < 2; ++key_half) {
+  for (int key_half = arrays.wants_scores() ? DELTA_PASS : 0; key_half < 2; ++key_half) {
     if (!strip.is_empty()) {
       score_gradients<SIZE>(dq, tile, arrays, strip, dropout, key_half, lse_log2, delta);
     }
+    if (key_half == DELTA_PASS) continue;
     __syncthreads();
     // Four warps make dV of the four strips of keys, four dK.
     const TileStrip key_strip(strips, key_half * STRIPS / 2 + warp % (STRIPS / 2));
@@ -292,15 +297,16 @@ __device__ __forceinline__ void attention_bwd_tile(const StepState* state, const
 ATTENTION_FWD_TILE(attention_fwd_bf16_tile_32, 32)
 ATTENTION_FWD_TILE(attention_fwd_bf16_tile_64, 64)
 
-#define ATTENTION_BWD_TILE(symbol, SIZE)                                                                \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2) symbol(                                      \
-      const StepState* __restrict__ state, const bf16* __restrict__ dout, const bf16* __restrict__ out, \
-      const float* __restrict__ lse, const bf16* __restrict__ q, const bf16* __restrict__ k,            \
-      const bf16* __restrict__ v, const int4* __restrict__ strips, unsigned site, unsigned threshold,   \
-      bf16* __restrict__ dq, bf16* __restrict__ dk, bf16* __restrict__ dv) {                            \
-    const Dropout dropout(state, site, threshold);                                                      \
-    attention_bwd_tile<SIZE>(state, dropout, Backward{dout, out, lse, q, k, v, dq, dk, dv}, strips);    \
-  }                                                                                                     \
+#define ATTENTION_BWD_TILE(symbol, SIZE)                                                             \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                           \
+      symbol(const StepState* __restrict__ state, const bf16* __restrict__ dout,                     \
+             const float* __restrict__ lse, const bf16* __restrict__ q, const bf16* __restrict__ k,  \
+             const bf16* __restrict__ v, const int4* __restrict__ strips, unsigned site,             \
+             unsigned threshold, bf16* __restrict__ dq, bf16* __restrict__ dk,                       \
+             bf16* __restrict__ dv) {                                                                \
+    const Dropout dropout(state, site, threshold);                                                   \
+    attention_bwd_tile<SIZE>(state, dropout, Backward{dout, lse, q, k, v, dq, dk, dv}, strips);      \
+  }                                                                                                  \
   EXPORT_KERNEL(symbol)
 ATTENTION_BWD_TILE(attention_bwd_bf16_tile_32, 32)
 ATTENTION_BWD_TILE(attention_bwd_bf16_tile_64, 64)

@@ -13,8 +13,8 @@ __device__ __forceinline__ size_t first_element() {
 }
 
 // out[i] = f(x[i]) for the n first elements.
-template <class E, class F>
-__device__ __forceinline__ void map(size_t n, const E* x, E* out, F f) {
+template <class X, class Out, class F>
+__device__ __forceinline__ void map(size_t n, const X* x, Out* out, F f) {
   const size_t first = first_element();
   if (first + VECTOR <= n) {
     float values[8];
@@ -24,12 +24,12 @@ __device__ __forceinline__ void map(size_t n, const E* x, E* out, F f) {
     store8(out + first, values);
     return;
   }
-  for (size_t i = first; i < n; ++i) out[i] = from_float<E>(f(to_float(x[i])));
+  for (size_t i = first; i < n; ++i) out[i] = from_float<Out>(f(to_float(x[i])));
 }
 
 // out[i] = f(x[i], y[i]) for the n first elements.
-template <class E, class F>
-__device__ __forceinline__ void map(size_t n, const E* x, const E* y, E* out, F f) {
+template <class E, class Out, class F>
+__device__ __forceinline__ void map(size_t n, const E* x, const E* y, Out* out, F f) {
   const size_t first = first_element();
   if (first + VECTOR <= n) {
     float left[8], right[8];
@@ -40,7 +40,7 @@ __device__ __forceinline__ void map(size_t n, const E* x, const E* y, E* out, F 
     store8(out + first, left);
     return;
   }
-  for (size_t i = first; i < n; ++i) out[i] = from_float<E>(f(to_float(x[i]), to_float(y[i])));
+  for (size_t i = first; i < n; ++i) out[i] = from_float<Out>(f(to_float(x[i]), to_float(y[i])));
 }
 
 __device__ __forceinline__ size_t n_elements(const StepState* state, int rows, int cols) {
@@ -105,15 +105,16 @@ EXPORT_KERNEL(gelu_bwd_bf16)
 
 // tanh_fwd: hyperbolic tangent, the pooler's activation.
 // MATHS    out = tanh(x)
-// SHAPES   x, out: [M, N] of E, as one array of M * N elements, 16-byte aligned.
-// TRAFFIC  bytes = 2*M*N*E; flops = M*N. A few microseconds at most: M is the number of sequences.
+// SHAPES   x: [M, N] of E, out: [M, N] f32, as arrays of M * N elements, 16-byte aligned: what the heads read
+//          is f32, what the pooler's product wrote is not.
+// TRAFFIC  bytes = M*N*(E + 4); flops = M*N. A few microseconds at most: M is the number of sequences.
 // LAUNCH   as gelu_fwd.
 //          At most 32 registers (sm_80, sm_90a), no spill.
 // PICTURE  as gelu_fwd.
 // NEEDS    as gelu_fwd.
 // HISTORY  not yet measured on a device.
 template <class E>
-__device__ __forceinline__ void tanh_fwd(const StepState* state, int rows, int cols, const E* x, E* out) {
+__device__ __forceinline__ void tanh_fwd(const StepState* state, int rows, int cols, const E* x, float* out) {
   map(n_elements(state, rows, cols), x, out, [](float x) { return tanhf(x); });
 }
 
@@ -124,23 +125,23 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 EXPORT_KERNEL(tanh_fwd_f32)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    tanh_fwd_bf16(const StepState* state, int rows, int cols, const bf16* x, bf16* out) {
+    tanh_fwd_bf16(const StepState* state, int rows, int cols, const bf16* x, float* out) {
   tanh_fwd(state, rows, cols, x, out);
 }
 EXPORT_KERNEL(tanh_fwd_bf16)
 
 // tanh_bwd: gradient of the hyperbolic tangent, from its output.
 // MATHS    dx = dout (1 - out^2)
-// SHAPES   out, dout, dx: [M, N] of E, as one array of M * N elements, 16-byte aligned.
-// TRAFFIC  bytes = 3*M*N*E; flops = 3*M*N.
+// SHAPES   out, dout: [M, N] f32, dx: [M, N] of E, as arrays of M * N elements, 16-byte aligned.
+// TRAFFIC  bytes = M*N*(E + 8); flops = 3*M*N.
 // LAUNCH   as gelu_fwd.
-//          At most 27 registers (sm_80, sm_90a), no spill.
+//          At most 28 registers (sm_80, sm_90a), no spill.
 // PICTURE  as gelu_fwd.
 // NEEDS    as gelu_fwd.
 // HISTORY  not yet measured on a device.
 template <class E>
-__device__ __forceinline__ void tanh_bwd(const StepState* state, int rows, int cols, const E* out,
-                                         const E* dout, E* dx) {
+__device__ __forceinline__ void tanh_bwd(const StepState* state, int rows, int cols, const float* out,
+                                         const float* dout, E* dx) {
   map(n_elements(state, rows, cols), out, dout, dx,
       [](float out, float dout) { return dout * (1.0f - out * out); });
 }
@@ -152,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 EXPORT_KERNEL(tanh_bwd_f32)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    tanh_bwd_bf16(const StepState* state, int rows, int cols, const bf16* out, const bf16* dout, bf16* dx) {
+    tanh_bwd_bf16(const StepState* state, int rows, int cols, const float* out, const float* dout, bf16* dx) {
   tanh_bwd(state, rows, cols, out, dout, dx);
 }
 EXPORT_KERNEL(tanh_bwd_bf16)

@@ -11,8 +11,10 @@
 //
 // embed_layernorm_fwd: embed_fwd and layernorm_fwd in one pass.
 // MATHS    s = embedding;  xhat = (s - mean_D(s)) * rstd;  out = xhat * gamma + beta
-// SHAPES   as embed_fwd; gamma, beta: [D] f32; xhat: [T, D] E or null; rstd: [T] f32 or null.
-// TRAFFIC  bytes = 5*M*D*e + 16*M + 8*D (4*M*D*e without xhat); flops = 10*M*D. Memory-bound.
+// SHAPES   as embed_fwd; gamma, beta: [D] f32; xhat: [T, D] E; stream: [T, D] f32, out before it is rounded;
+//          rstd: [T] f32. stream, xhat and rstd may be null.
+// TRAFFIC  bytes = 5*M*D*e + 16*M + 8*D (4*M*D*e without xhat, 4*M*D more with the stream); flops = 10*M*D.
+//          Memory-bound.
 // LAUNCH   as embed_fwd, in variants by width: _1 .. _4 hold 256 columns each in registers, _wide holds the
 //          row in shared memory: 8*D bytes a warp, as many warps (up to 8) as fit. At most 128 registers;
 //          bf16 32, 51, 58, 80 (_1 .. _4), f32 40, 54, 64, 90.
@@ -172,9 +174,11 @@ EMBED_FWD(embed_fwd_bf16, bf16)
              const E* __restrict__ word, const int* __restrict__ position_ids,                             \
              const E* __restrict__ position, const int* __restrict__ type_ids, const E* __restrict__ type, \
              const float* __restrict__ gamma, const float* __restrict__ beta, float eps,                   \
-             E* __restrict__ out, E* __restrict__ xhat, float* __restrict__ rstd) {                        \
+             E* __restrict__ out, float* __restrict__ stream, E* __restrict__ xhat,                        \
+             float* __restrict__ rstd) {                                                                   \
     const EmbeddingTables<E> tables{input_ids, word, position_ids, position, type_ids, type};              \
-    embed_layernorm_fwd<E, Row>(state, width, tables, NormOutputs<E>{gamma, beta, eps, out, xhat, rstd});  \
+    const NormOutputs<E> to{gamma, beta, eps, out, stream, xhat, rstd};                                    \
+    embed_layernorm_fwd<E, Row>(state, width, tables, to);                                                 \
   }                                                                                                        \
   EXPORT_KERNEL(symbol)
 EMBED_LAYERNORM_FWD(embed_layernorm_fwd_f32_1, float, RegisterRow<1>, 4)

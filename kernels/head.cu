@@ -13,9 +13,9 @@ constexpr int ABSENT_LABEL = -1;  // the row has nothing to do with the task: ne
 
 // pool_fwd: one vector per sequence.
 // MATHS    out[b] = mean of x[t] over the tokens t of sequence b, or x of its first token
-// SHAPES   x: [T, D] of E; cu_seqlens: [B + 1]; out: [B, D] of E.
-// TRAFFIC  mean: bytes = (T*D + B*D)*E + 4*(B + 1); flops = T*D + B*D.
-//          First token: bytes = 2*B*D*E + 4*(B + 1); flops = 0. Memory-bound.
+// SHAPES   x: [T, D] of E; cu_seqlens: [B + 1]; out: [B, D] f32, or bf16 (_narrow) where a product reads it.
+// TRAFFIC  mean: bytes = T*D*E + 4*B*D + 4*(B + 1); flops = T*D + B*D.
+//          First token: bytes = B*D*(E + 4) + 4*(B + 1); flops = 0. Memory-bound.
 // LAUNCH   a block per sequence and 256 columns: grid = (capacity of B, ceil(D/256)), block = 256,
 //          smem = 8192.
 //          At most 46 registers (sm_80, sm_90a), no spill.
@@ -23,9 +23,9 @@ constexpr int ABSENT_LABEL = -1;  // the row has nothing to do with the task: ne
 // NEEDS    no empty sequence. D any (16-byte loads where D % 8 == 0). The order of the sum depends on the
 //          sequence alone.
 // HISTORY  not yet measured on a device.
-template <class E>
+template <class E, class Out>
 __device__ __forceinline__ void pool_fwd(const StepState* state, int cols, int takes_mean, const E* x,
-                                         const int* cu_seqlens, E* out) {
+                                         const int* cu_seqlens, Out* out) {
   DYNAMIC_SHARED(raw);
   const int sequence = blockIdx.x;
   if (sequence >= state->n_sequences) return;
@@ -40,7 +40,7 @@ __device__ __forceinline__ void pool_fwd(const StepState* state, int cols, int t
   } else {
     value = col < cols ? to_float(x[static_cast<size_t>(begin) * cols + col]) : 0.0f;
   }
-  if (col < cols) out[static_cast<size_t>(sequence) * cols + col] = from_float<E>(value);
+  if (col < cols) out[static_cast<size_t>(sequence) * cols + col] = from_float<Out>(value);
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK_COLUMNS)
@@ -52,19 +52,26 @@ EXPORT_KERNEL(pool_fwd_f32)
 
 extern "C" __global__ void __launch_bounds__(BLOCK_COLUMNS)
     pool_fwd_bf16(const StepState* state, int cols, int takes_mean, const bf16* x, const int* cu_seqlens,
-                  bf16* out) {
+                  float* out) {
   pool_fwd(state, cols, takes_mean, x, cu_seqlens, out);
 }
 EXPORT_KERNEL(pool_fwd_bf16)
+
+extern "C" __global__ void __launch_bounds__(BLOCK_COLUMNS)
+    pool_fwd_bf16_narrow(const StepState* state, int cols, int takes_mean, const bf16* x,
+                         const int* cu_seqlens, bf16* out) {
+  pool_fwd(state, cols, takes_mean, x, cu_seqlens, out);
+}
+EXPORT_KERNEL(pool_fwd_bf16_narrow)
 
 namespace {
 
 // to[i] = factor * from[i] for one row of `cols` columns, by a warp.
 template <class E>
-__device__ __forceinline__ void scale_row(const E* from, float factor, int cols, E* to) {
+__device__ __forceinline__ void scale_row(const E* from, float factor, int cols, float* to) {
   const int lane = threadIdx.x % 32;
   if (cols % 8 != 0) {
-    for (int col = lane; col < cols; col += 32) to[col] = from_float<E>(factor * to_float(from[col]));
+    for (int col = lane; col < cols; col += 32) to[col] = factor * to_float(from[col]);
     return;
   }
   for (int col = 8 * lane; col < cols; col += 8 * 32) {
@@ -81,8 +88,8 @@ __device__ __forceinline__ void scale_row(const E* from, float factor, int cols,
 // pool_bwd: gradient of pool_fwd.
 // MATHS    dx[t] = dout[b] / length of b for every token t of sequence b; or dout[b] for its first token
 //          and 0 for the others
-// SHAPES   dout: [B, D] of E; sequence_ids: [T]; cu_seqlens: [B + 1]; dx: [T, D] of E.
-// TRAFFIC  bytes = (T*D + B*D)*E + 4*(B + 1) (and 4*T for sequence_ids, which the host derives);
+// SHAPES   dout: [B, D] of E; sequence_ids: [T]; cu_seqlens: [B + 1]; dx: [T, D] f32.
+// TRAFFIC  bytes = 4*T*D + B*D*E + 4*(B + 1) (and 4*T for sequence_ids, which the host derives);
 //          flops = B*D for the mean, else 0. Memory-bound.
 // LAUNCH   a warp per token: grid = ceil(capacity of T / 8), block = 256, smem 0.
 //          At most 32 registers (sm_80, sm_90a), no spill.
@@ -91,7 +98,7 @@ __device__ __forceinline__ void scale_row(const E* from, float factor, int cols,
 // HISTORY  not yet measured on a device.
 template <class E>
 __device__ __forceinline__ void pool_bwd(const StepState* state, int cols, int takes_mean, const E* dout,
-                                         const int* sequence_ids, const int* cu_seqlens, E* dx) {
+                                         const int* sequence_ids, const int* cu_seqlens, float* dx) {
   const int token = blockIdx.x * WARPS + threadIdx.x / 32;
   if (token >= state->n_tokens) return;
   const int sequence = sequence_ids[token];
@@ -111,7 +118,7 @@ EXPORT_KERNEL(pool_bwd_f32)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     pool_bwd_bf16(const StepState* state, int cols, int takes_mean, const bf16* dout, const int* sequence_ids,
-                  const int* cu_seqlens, bf16* dx) {
+                  const int* cu_seqlens, float* dx) {
   pool_bwd(state, cols, takes_mean, dout, sequence_ids, cu_seqlens, dx);
 }
 EXPORT_KERNEL(pool_bwd_bf16)
@@ -120,11 +127,11 @@ namespace {
 
 // The product of two vectors of n elements by a warp, in every lane.
 template <class E>
-__device__ __forceinline__ float warp_dot(const E* x, const E* y, int n) {
+__device__ __forceinline__ float warp_dot(const float* x, const E* y, int n) {
   const int lane = threadIdx.x % 32;
   float sum = 0.0f;
   if (n % 8 != 0) {
-    for (int i = lane; i < n; i += 32) sum += to_float(x[i]) * to_float(y[i]);
+    for (int i = lane; i < n; i += 32) sum += x[i] * to_float(y[i]);
     return warp_sum(sum);
   }
   for (int first = 8 * lane; first < n; first += 8 * 32) {
@@ -141,16 +148,16 @@ __device__ __forceinline__ float warp_dot(const E* x, const E* y, int n) {
 
 // head_fwd: logits of a classification head.
 // MATHS    logits[b, c] = x[b] . weight[c] + bias[c] where labels[b] != ABSENT; other rows are not written
-// SHAPES   x: [B, D] of E; weight: [C, D] of E; bias: [C] f32; labels: [B]; logits: [B, C] f32.
-// TRAFFIC  bytes = B*D*E + C*D*E + 4*C + 4*B + 4*B*C; flops = 2*P*C*D for P rows that take part. C is small:
+// SHAPES   x: [B, D] f32; weight: [C, D] of E; bias: [C] f32; labels: [B]; logits: [B, C] f32.
+// TRAFFIC  bytes = 4*B*D + C*D*E + 4*C + 4*B + 4*B*C; flops = 2*P*C*D for P rows that take part. C is small:
 //          latency-bound.
 // LAUNCH   a warp per logit: grid = ceil(capacity of B * C / 8), block = 256, smem 0.
-//          At most 38 registers (sm_80, sm_90a), no spill.
+//          At most 40 registers (sm_80, sm_90a), no spill.
 // PICTURE  warp b * C + c; elements 8l + 256k .. 8l + 256k + 7 of both rows by lane l.
 // NEEDS    nothing of C and D (16-byte loads where D % 8 == 0).
 // HISTORY  not yet measured on a device.
 template <class E>
-__device__ __forceinline__ void head_fwd(const StepState* state, int cols, int n_labels, const E* x,
+__device__ __forceinline__ void head_fwd(const StepState* state, int cols, int n_labels, const float* x,
                                          const E* weight, const float* bias, const int* labels,
                                          float* logits) {
   const size_t place = static_cast<size_t>(blockIdx.x) * WARPS + threadIdx.x / 32;
@@ -170,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 EXPORT_KERNEL(head_fwd_f32)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    head_fwd_bf16(const StepState* state, int cols, int n_labels, const bf16* x, const bf16* weight,
+    head_fwd_bf16(const StepState* state, int cols, int n_labels, const float* x, const bf16* weight,
                   const float* bias, const int* labels, float* logits) {
   head_fwd(state, cols, n_labels, x, weight, bias, labels, logits);
 }
@@ -284,16 +291,16 @@ struct Head {
 
 // head_dgrad: gradient at the heads' common input.
 // MATHS    dx[b, d] = sum over heads h with labels_h[b] >= 0 of sum_c dlogits_h[b, c] weight_h[c, d]
-// SHAPES   dlogits_h: [B, C_h] f32; weight_h: [C_h, D] of E; labels_h: [B]; dx: [B, D] of E. Up to 8 heads,
+// SHAPES   dlogits_h: [B, C_h] f32; weight_h: [C_h, D] of E; labels_h: [B]; dx: [B, D] f32. Up to 8 heads,
 //          four arguments each; missing ones have null pointers.
-// TRAFFIC  bytes = B*D*E + sum_h (4*B*C_h + C_h*D*E + 4*B); flops = sum_h 2*R_h*C_h*D for R_h labelled rows.
+// TRAFFIC  bytes = 4*B*D + sum_h (4*B*C_h + C_h*D*E + 4*B); flops = sum_h 2*R_h*C_h*D for R_h labelled rows.
 // LAUNCH   a thread per element: grid = (capacity of B, ceil(D/256)), block = 256, smem 0.
 //          At most 32 registers (sm_80, sm_90a), no spill.
 // PICTURE  thread t of block (b, i) holds dx[b, 256 i + t].
 // NEEDS    nothing of C_h and D. Rows without a label for any head get 0. Heads in order, labels in order.
 // HISTORY  not yet measured on a device.
 template <class E>
-__device__ __forceinline__ void head_dgrad(const StepState* state, int cols, E* dx,
+__device__ __forceinline__ void head_dgrad(const StepState* state, int cols, float* dx,
                                            const Head<E> (&heads)[MAX_HEADS]) {
   const int row = blockIdx.x;
   const int col = blockIdx.y * THREADS + threadIdx.x;
@@ -301,7 +308,7 @@ __device__ __forceinline__ void head_dgrad(const StepState* state, int cols, E* 
   float sum = 0.0f;
 #pragma unroll
   for (int head = 0; head < MAX_HEADS; ++head) sum += heads[head].term(row, col, cols);
-  dx[static_cast<size_t>(row) * cols + col] = from_float<E>(sum);
+  dx[static_cast<size_t>(row) * cols + col] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -322,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 EXPORT_KERNEL(head_dgrad_f32)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    head_dgrad_bf16(const StepState* state, int cols, bf16* dx,                                   //
+    head_dgrad_bf16(const StepState* state, int cols, float* dx,                                  //
                     const float* d0, const bf16* w0, const int* labels0, int n0,                  //
                     const float* d1, const bf16* w1, const int* labels1, int n1,                  //
                     const float* d2, const bf16* w2, const int* labels2, int n2,                  //
@@ -347,8 +354,7 @@ struct HeadSums {
 };
 
 // Over the labelled rows warp, warp + 8, ...: the sums of dlogits[b, label] x[b, col] and dlogits[b, label].
-template <class E>
-__device__ __forceinline__ HeadSums sum_labelled_rows(int n_rows, int cols, int n_labels, int col, const E* x,
+__device__ __forceinline__ HeadSums sum_labelled_rows(int n_rows, int cols, int n_labels, int col, const float* x,
                                                       const float* dlogits, const int* labels) {
   const bool has_x = x != nullptr && col < cols;
   HeadSums sums = {0.0f, 0.0f};
@@ -356,7 +362,7 @@ __device__ __forceinline__ HeadSums sum_labelled_rows(int n_rows, int cols, int 
   for (int row = threadIdx.x / 32; row < n_rows; row += WARPS) {
     const bool is_labelled = labels[row] >= 0;
     const float d = is_labelled ? dlogits[static_cast<size_t>(row) * n_labels + blockIdx.y] : 0.0f;
-    const float value = is_labelled && has_x ? to_float(x[static_cast<size_t>(row) * cols + col]) : 0.0f;
+    const float value = is_labelled && has_x ? x[static_cast<size_t>(row) * cols + col] : 0.0f;
     sums.weight += d * value;
     sums.bias += d;
   }
@@ -368,28 +374,27 @@ __device__ __forceinline__ HeadSums sum_labelled_rows(int n_rows, int cols, int 
 // head_wgrad: gradients of a head's parameters.
 // MATHS    dweight[c, d] = sum over rows b with labels[b] >= 0 of dlogits[b, c] x[b, d];
 //          dbias[c] = sum over the same rows of dlogits[b, c]
-// SHAPES   x: [B, D] of E; dlogits: [B, C] f32; labels: [B]; dweight: [C, D] f32; dbias: [C] f32. dweight
+// SHAPES   x: [B, D] f32; dlogits: [B, C] f32; labels: [B]; dweight: [C, D] f32; dbias: [C] f32. dweight
 //          (and then x) or dbias may be null.
-// TRAFFIC  bytes = B*D*E + 4*B*C + 4*B + 4*C*D + 4*C; flops = R*C*(2*D + 1) for R labelled rows.
+// TRAFFIC  bytes = 4*B*D + 4*B*C + 4*B + 4*C*D + 4*C; flops = R*C*(2*D + 1) for R labelled rows.
 // LAUNCH   a block per label and 32 columns: grid = (ceil(D/32), C), or (1, C) without dweight; block = 256,
 //          smem = 1056.
 //          At most 40 registers (sm_80, sm_90a), no spill.
 // PICTURE  block (i, c): rows 8k + w by warp w, column 32 i + l by lane l; then warp 0 adds the warps' sums.
-// NEEDS    nothing of C and D. Rows without a label are not read. The order of the sum depends on the number
+// NEEDS    nothing of C and D; one kernel for both types of weights. Rows without a label are not read. The order of the sum depends on the number
 //          of the row alone: bitwise repeatable.
 // HISTORY  not yet measured on a device.
-template <class E>
-__device__ __forceinline__ void head_wgrad(const StepState* state, int cols, int n_labels, const E* x,
-                                           const float* dlogits, const int* labels, float* dweight,
-                                           float* dbias) {
-  DYNAMIC_SHARED(raw);
-  float* weight_sums = reinterpret_cast<float*>(raw);  // [warp][lane]
+extern "C" __global__ void __launch_bounds__(THREADS)
+    head_wgrad(const StepState* state, int cols, int n_labels, const float* x, const float* dlogits,
+               const int* labels, float* dweight, float* dbias) {
+  DYNAMIC_SHARED(partial_sums);
+  float* weight_sums = reinterpret_cast<float*>(partial_sums);  // [warp][lane]
   float* bias_sums = weight_sums + THREADS;            // [warp]
   const int label = blockIdx.y;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   const int col = blockIdx.x * 32 + lane;
-  const E* needed_x = dweight != nullptr ? x : nullptr;
+  const float* needed_x = dweight != nullptr ? x : nullptr;
   const HeadSums sums =
       sum_labelled_rows(state->n_sequences, cols, n_labels, col, needed_x, dlogits, labels);
   weight_sums[threadIdx.x] = sums.weight;
@@ -406,17 +411,4 @@ __device__ __forceinline__ void head_wgrad(const StepState* state, int cols, int
   if (dweight != nullptr && col < cols) dweight[static_cast<size_t>(label) * cols + col] = weight_sum;
   if (dbias != nullptr && blockIdx.x == 0 && lane == 0) dbias[label] = bias_sum;
 }
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-    head_wgrad_f32(const StepState* state, int cols, int n_labels, const float* x, const float* dlogits,
-                   const int* labels, float* dweight, float* dbias) {
-  head_wgrad(state, cols, n_labels, x, dlogits, labels, dweight, dbias);
-}
-EXPORT_KERNEL(head_wgrad_f32)
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-    head_wgrad_bf16(const StepState* state, int cols, int n_labels, const bf16* x, const float* dlogits,
-                    const int* labels, float* dweight, float* dbias) {
-  head_wgrad(state, cols, n_labels, x, dlogits, labels, dweight, dbias);
-}
-EXPORT_KERNEL(head_wgrad_bf16)
+EXPORT_KERNEL(head_wgrad)

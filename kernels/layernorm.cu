@@ -1,10 +1,11 @@
 // layernorm_fwd: LayerNorm of a branch and the residual stream.
 // MATHS    s = dropout(x) + residual;  xhat = (s - mean_D(s)) * rstd;  rstd = 1 / sqrt(var_D(s) + eps);
-//          out = xhat * gamma + beta
-// SHAPES   x, residual, out, xhat: [M, D] E row-major; gamma, beta: [D] f32; rstd: [M] f32. residual, xhat
-//          and rstd may be null. The sum s lives in f32 only.
-// TRAFFIC  bytes = 4*M*D*e + 4*M + 8*D for e bytes an element (3*M*D*e without xhat); flops = 10*M*D.
-//          Memory-bound.
+//          out = xhat * gamma + beta;  stream = out before it is rounded
+// SHAPES   x, out, xhat: [M, D] E row-major; residual: [M, D] E, or f32 as a stream; stream: [M, D] f32;
+//          gamma, beta: [D] f32; rstd: [M] f32. residual, stream, xhat and rstd may be null. The sum s lives
+//          in f32 only.
+// TRAFFIC  bytes = 4*M*D*e + 4*M + 8*D for e bytes an element (3*M*D*e without xhat), and with streams, in
+//          bf16, 4*M*D for the one written and 2*M*D more for the one read; flops = 10*M*D. Memory-bound.
 // LAUNCH   one warp per row, 8 per block: grid = ceil(M/8), block = 256, smem 0; variants by width: _1 .. _4
 //          hold 256 columns each in registers, _wide holds two rows in shared memory: 8*D bytes a warp, as
 //          many warps (up to 8) as fit. At most 128 registers; bf16 40, 56, 74, 114 (_1 .. _4), f32 40, 70,
@@ -16,7 +17,8 @@
 // layernorm_bwd_dx: gradient of LayerNorm with respect to its sum.
 // MATHS    g = gamma * sum of dout;  dresidual = rstd * (g - mean_D(g) - xhat * mean_D(g * xhat));
 //          dx = dresidual * dropout factor
-// SHAPES   dout (1 to 4 tensors), xhat, dx, dresidual: [M, D] E; dx or dresidual may be null.
+// SHAPES   dout (up to 4 tensors, and one in f32 as the pooling gives it; 1 in all at least), xhat, dx,
+//          dresidual: [M, D] E; dx or dresidual may be null.
 // TRAFFIC  bytes = (n_dout + 3)*M*D*e + 4*M + 4*D, without dropout (n_dout + 2)*M*D*e;
 //          flops = (n_dout + 8)*M*D.
 // LAUNCH   as layernorm_fwd, the same variants. At most 128 registers; bf16 52, 56, 74, 110 (_1 .. _4),
@@ -56,19 +58,29 @@
 #include "philox.cuh"
 #include "rows.cuh"
 
-// The tensors whose sum is the gradient at an output: `count` of them, at least one.
+// The tensors whose sum is the gradient at an output: `count` of them, and one in f32 if `wide` is not null; at
+// least one in all.
 template <class E>
 struct Gradients {
   static constexpr int MOST = 4;
   const E* tensor[MOST];
   int count;
+  const float* wide;
+
+  // No other tensor is wider than floats: their kernels need not ask.
+  __device__ __forceinline__ bool has_wide() const { return sizeof(E) < sizeof(float) && wide != nullptr; }
 
   // The sum of the tensors' 8 elements at `place`.
   __device__ __forceinline__ void load(size_t place, float (&sum)[VECTOR]) const {
-    load8(tensor[0] + place, sum);
+    if (has_wide()) {
+      load8(wide + place, sum);
+    } else {
+      load8(tensor[0] + place, sum);
+    }
 #pragma unroll
-    for (int i = 1; i < MOST; ++i) {
+    for (int i = 0; i < MOST; ++i) {
       if (i >= count) break;
+      if (i == 0 && !has_wide()) continue;
       float more[VECTOR];
       load8(tensor[i] + place, more);
       add8(sum, more);
@@ -79,10 +91,14 @@ struct Gradients {
   // the next one is asked for.
   template <class Row>
   __device__ __forceinline__ void load(Row& row, size_t first, int width) const {
-    load_row(row, tensor[0] + first, width);
+    if (has_wide()) {
+      load_row(row, wide + first, width);
+    } else {
+      load_row(row, tensor[0] + first, width);
+    }
 #pragma unroll
-    for (int i = 1; i < MOST; ++i) {
-      if (i < count) add_to_row(row, tensor[i] + first, width);
+    for (int i = 0; i < MOST; ++i) {
+      if (i < count && (i > 0 || has_wide())) add_to_row(row, tensor[i] + first, width);
     }
   }
 };
@@ -108,7 +124,10 @@ template <class E>
 struct NormInputs {
   const E* x;
   const E* residual;
+  const float* stream;  // the residual in f32, instead
   RowDropout dropout;
+
+  __device__ __forceinline__ bool has_stream() const { return sizeof(E) < sizeof(float) && stream != nullptr; }
 };
 
 template <class E, class Row>
@@ -123,6 +142,7 @@ __device__ __forceinline__ void layernorm_fwd(const StepState* state, int rows, 
   load_row(sum, from.x + first, width);
   // Asked for before the mask is drawn, which hides the wait.
   if (from.residual != nullptr) load_row(residual, from.residual + first, width);
+  if (from.has_stream()) load_row(residual, from.stream + first, width);
   if (from.dropout.threshold != 0) {
     const Dropout dropout(state, from.dropout.site, from.dropout.threshold);
     const int2 place = place_of_row(from.dropout.sequence_ids, from.dropout.cu_seqlens, number);
@@ -133,7 +153,7 @@ __device__ __forceinline__ void layernorm_fwd(const StepState* state, int rows, 
       sum.set(at, values);
     });
   }
-  if (from.residual != nullptr) {
+  if (from.residual != nullptr || from.has_stream()) {
     Row::for_each(width, [&](Place at) {
       float values[VECTOR], more[VECTOR];
       sum.get(at, values);
@@ -369,16 +389,19 @@ __device__ __forceinline__ void dropout_rows(const StepState* state, int rows, i
   }
 }
 
-#define LAYERNORM_FWD(symbol, E, Row, BLOCKS)                                                           \
-  extern "C" __global__ void __launch_bounds__(ROW_THREADS, BLOCKS)                                     \
-      symbol(const StepState* __restrict__ state, int rows, int width, const E* __restrict__ x,         \
-             const E* __restrict__ residual, const int* __restrict__ sequence_ids,                      \
-             const int* __restrict__ cu_seqlens, unsigned site, unsigned threshold,                     \
-             const float* __restrict__ gamma, const float* __restrict__ beta, float eps,                \
-             E* __restrict__ out, E* __restrict__ xhat, float* __restrict__ rstd) {                     \
-    const NormInputs<E> from{x, residual, {sequence_ids, cu_seqlens, site, threshold}};                 \
-    layernorm_fwd<E, Row>(state, rows, width, from, NormOutputs<E>{gamma, beta, eps, out, xhat, rstd}); \
-  }                                                                                                     \
+#define LAYERNORM_FWD(symbol, E, Row, BLOCKS)                                                          \
+  extern "C" __global__ void __launch_bounds__(ROW_THREADS, BLOCKS)                                    \
+      symbol(const StepState* __restrict__ state, int rows, int width, const E* __restrict__ x,        \
+             const E* __restrict__ residual, const float* __restrict__ residual_stream,                \
+             const int* __restrict__ sequence_ids, const int* __restrict__ cu_seqlens, unsigned site,  \
+             unsigned threshold, const float* __restrict__ gamma, const float* __restrict__ beta,      \
+             float eps, E* __restrict__ out, float* __restrict__ stream, E* __restrict__ xhat,         \
+             float* __restrict__ rstd) {                                                               \
+    const RowDropout dropout{sequence_ids, cu_seqlens, site, threshold};                               \
+    const NormInputs<E> from{x, residual, residual_stream, dropout};                                   \
+    const NormOutputs<E> to{gamma, beta, eps, out, stream, xhat, rstd};                                \
+    layernorm_fwd<E, Row>(state, rows, width, from, to);                                               \
+  }                                                                                                    \
   EXPORT_KERNEL(symbol)
 LAYERNORM_FWD(layernorm_fwd_f32_1, float, RegisterRow<1>, 4)
 LAYERNORM_FWD(layernorm_fwd_f32_2, float, RegisterRow<2>, 3)
@@ -395,10 +418,10 @@ LAYERNORM_FWD(layernorm_fwd_bf16_wide, bf16, SharedRow, 2)
   extern "C" __global__ void __launch_bounds__(ROW_THREADS, BLOCKS) symbol(                              \
       const StepState* __restrict__ state, int rows, int width, const E* __restrict__ dout0,             \
       const E* __restrict__ dout1, const E* __restrict__ dout2, const E* __restrict__ dout3, int n_dout, \
-      const E* __restrict__ xhat, const float* __restrict__ rstd, const float* __restrict__ gamma,       \
+      const float* __restrict__ wide_dout, const E* __restrict__ xhat, const float* __restrict__ rstd, const float* __restrict__ gamma,       \
       const int* __restrict__ sequence_ids, const int* __restrict__ cu_seqlens, unsigned site,           \
       unsigned threshold, E* __restrict__ dx, E* __restrict__ dresidual) {                               \
-    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout};                                       \
+    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout, wide_dout};                                       \
     const NormGradients<E> to{{sequence_ids, cu_seqlens, site, threshold}, dx, dresidual};               \
     layernorm_bwd_dx<E, Row>(state, rows, width, dout, xhat, rstd, gamma, to);                           \
   }                                                                                                      \
@@ -418,8 +441,8 @@ LAYERNORM_BWD_DX(layernorm_bwd_dx_bf16_wide, bf16, SharedRow, 2)
   extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) symbol(                                   \
       const StepState* __restrict__ state, int rows, int width, const E* __restrict__ dout0,             \
       const E* __restrict__ dout1, const E* __restrict__ dout2, const E* __restrict__ dout3, int n_dout, \
-      const E* __restrict__ xhat, float* __restrict__ gamma_slices, float* __restrict__ beta_slices) {   \
-    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout};                                       \
+      const float* __restrict__ wide_dout, const E* __restrict__ xhat, float* __restrict__ gamma_slices, float* __restrict__ beta_slices) {   \
+    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout, wide_dout};                                       \
     const Slices slices(gamma_slices, beta_slices, width);                                               \
     layernorm_bwd_params(state, rows, width, dout, xhat, slices);                                        \
   }                                                                                                      \
@@ -431,11 +454,12 @@ LAYERNORM_BWD_PARAMS(layernorm_bwd_params_bf16, bf16)
   extern "C" __global__ void __launch_bounds__(ROW_THREADS, BLOCKS)                                          \
       symbol(const StepState* __restrict__ state, int rows, int width, const E* __restrict__ dout0,          \
              const E* __restrict__ dout1, const E* __restrict__ dout2, const E* __restrict__ dout3,          \
-             int n_dout, const E* __restrict__ xhat, const float* __restrict__ rstd,                         \
+             int n_dout, const float* __restrict__ wide_dout, const E* __restrict__ xhat,                    \
+             const float* __restrict__ rstd,                                                                 \
              const float* __restrict__ gamma, const int* __restrict__ sequence_ids,                          \
              const int* __restrict__ cu_seqlens, unsigned site, unsigned threshold, E* __restrict__ dx,      \
              E* __restrict__ dresidual, float* __restrict__ gamma_slices, float* __restrict__ beta_slices) { \
-    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout};                                           \
+    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout, wide_dout};                                           \
     const NormGradients<E> to{{sequence_ids, cu_seqlens, site, threshold}, dx, dresidual};                   \
     const Slices slices(gamma_slices, beta_slices, width);                                                   \
     layernorm_bwd<E, N>(state, rows, width, dout, xhat, rstd, gamma, to, slices);                            \
@@ -455,7 +479,7 @@ LAYERNORM_BWD(layernorm_bwd_bf16_4, bf16, 4, 1)
       symbol(const StepState* __restrict__ state, int rows, int width, const E* __restrict__ x,       \
              const int* __restrict__ sequence_ids, const int* __restrict__ cu_seqlens, unsigned site, \
              unsigned threshold, E* __restrict__ out) {                                               \
-    const Gradients<E> from{{x, nullptr, nullptr, nullptr}, 1};                                       \
+    const Gradients<E> from{{x, nullptr, nullptr, nullptr}, 1, nullptr};                                       \
     dropout_rows(state, rows, width, from, {sequence_ids, cu_seqlens, site, threshold}, out);         \
   }                                                                                                   \
   EXPORT_KERNEL(symbol)
@@ -468,7 +492,7 @@ DROPOUT_FWD(dropout_fwd_bf16, bf16)
              const E* __restrict__ dout1, const E* __restrict__ dout2, const E* __restrict__ dout3, \
              int n_dout, const int* __restrict__ sequence_ids, const int* __restrict__ cu_seqlens,  \
              unsigned site, unsigned threshold, E* __restrict__ dx) {                               \
-    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout};                                  \
+    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout, nullptr};                                  \
     dropout_rows(state, rows, width, dout, {sequence_ids, cu_seqlens, site, threshold}, dx);        \
   }                                                                                                 \
   EXPORT_KERNEL(symbol)

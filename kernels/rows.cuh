@@ -96,13 +96,14 @@ __device__ __forceinline__ void add_to_row(Row& row, const E* from, int width) {
   });
 }
 
-// What LayerNorm's forward pass reads of its parameters and writes; xhat and rstd may be null.
+// What LayerNorm's forward pass reads of its parameters and writes; stream, xhat and rstd may be null.
 template <class E>
 struct NormOutputs {
   const float* gamma;
   const float* beta;
   float eps;
   E* out;
+  float* stream;
   E* xhat;
   float* rstd;
 };
@@ -149,6 +150,7 @@ __device__ __forceinline__ void normalise_row(const Row& row, size_t number, int
       out[i] = values[i] * gamma[i] + beta[i];
     }
     store8(to.out + first + at.col, out);
+    if (sizeof(E) < sizeof(float) && to.stream != nullptr) store8(to.stream + first + at.col, out);
     if (to.xhat != nullptr) store8(to.xhat + first + at.col, values);
   });
 }

@@ -266,6 +266,11 @@ impl Plan {
                 let gathered = size(*out) * (tables.n_additions() + 1);
                 touched - all(tables.tables()) + gathered
             }
+            // A value that is rounded from its master is written and not read.
+            Op::AdamwStep { items, .. } => {
+                let rounded = items.iter().filter(|item| item.master.is_some());
+                touched - rounded.map(|item| size(item.value)).sum::<usize>()
+            }
             // The first tokens alone.
             Op::PoolFwd { pooling: Pooling::Cls | Pooling::Pooler, x, out, .. } => {
                 touched - size(*x) + size(*out)

@@ -107,6 +107,9 @@ pub enum Op {
     /// `out[t] = word[id] + position[p] + token_type[y]`, `[T, D]`.
     EmbedFwd { tables: EmbedTables, out: BufId },
     /// `out = LayerNorm(dropout(x) + residual)`, `[T, D]`; saves `xhat` `[T, D]` and `rstd` `[T]`.
+    ///
+    /// `stream` is `out` once more, in f32, where activations are narrower: the next LayerNorm adds it up,
+    /// so that the residual stream is not rounded at every layer (PyTorch's autocast keeps it in f32 too).
     LayernormFwd {
         x: BufId,
         residual: Option<BufId>,
@@ -115,6 +118,7 @@ pub enum Op {
         beta: BufId,
         eps: f32,
         out: BufId,
+        stream: Option<BufId>,
         xhat: Option<BufId>,
         rstd: Option<BufId>,
     },
@@ -125,6 +129,7 @@ pub enum Op {
         beta: BufId,
         eps: f32,
         out: BufId,
+        stream: Option<BufId>,
         xhat: Option<BufId>,
         rstd: Option<BufId>,
     },
@@ -150,7 +155,8 @@ pub enum Op {
         out: BufId,
         lse: Option<BufId>,
     },
-    /// One vector per sequence, `[B, D]`: the mean over its tokens, or its first token.
+    /// One vector per sequence, `[B, D]`: the mean over its tokens, or its first token; in f32 unless a
+    /// product reads it.
     PoolFwd { x: BufId, cu_seqlens: BufId, pooling: Pooling, out: BufId },
     /// `logits = x · weightᵀ + bias`, `[B, C]`, for the rows that take part in task `task`.
     HeadFwd { x: BufId, weight: BufId, bias: BufId, labels: BufId, task: usize, logits: BufId },
@@ -168,7 +174,7 @@ pub enum Op {
         dweight: Option<BufId>,
         dbias: Option<BufId>,
     },
-    /// `dx[t]`, `[T, D]`, of [`Op::PoolFwd`].
+    /// `dx[t]`, `[T, D]` in f32, of [`Op::PoolFwd`].
     PoolBwd { dout: BufId, cu_seqlens: BufId, pooling: Pooling, dx: BufId },
     /// `dx = dout (1 - out²)`.
     TanhBwd { out: BufId, dout: BufId, dx: BufId },

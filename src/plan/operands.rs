@@ -24,8 +24,12 @@ impl Op {
                 f(Write(out));
                 tables.visit(f);
             }
-            Op::LayernormFwd { x, residual, gamma, beta, out, xhat, rstd, .. } => {
+            Op::LayernormFwd { x, residual, gamma, beta, out, stream, xhat, rstd, .. } => {
                 f(Write(out));
+                // Plans of f32 have none that could be missing.
+                if stream.is_some() {
+                    f(Optional(stream));
+                }
                 f(Optional(xhat));
                 f(Optional(rstd));
                 f(Read(x));
@@ -33,8 +37,12 @@ impl Op {
                 f(Read(gamma));
                 f(Read(beta));
             }
-            Op::EmbedLayernormFwd { tables, gamma, beta, out, xhat, rstd, .. } => {
+            Op::EmbedLayernormFwd { tables, gamma, beta, out, stream, xhat, rstd, .. } => {
                 f(Write(out));
+                // Plans of f32 have none that could be missing.
+                if stream.is_some() {
+                    f(Optional(stream));
+                }
                 f(Optional(xhat));
                 f(Optional(rstd));
                 tables.visit(f);

@@ -71,16 +71,16 @@ impl Plan {
             agree(vector.rows == Rows::Fixed(matrix.cols) && vector.cols == 1, vector, matrix)
         };
         match op {
-            Op::LayernormFwd { x, residual, gamma, beta, out, xhat, .. } => {
+            Op::LayernormFwd { x, residual, gamma, beta, out, stream, xhat, .. } => {
                 same(x, out)?;
                 of_columns(gamma, out)?;
                 of_columns(beta, out)?;
-                residual.iter().chain(xhat).try_for_each(|buf| same(buf, out))
+                residual.iter().chain(stream).chain(xhat).try_for_each(|buf| same(buf, out))
             }
-            Op::EmbedLayernormFwd { gamma, beta, out, xhat, .. } => {
+            Op::EmbedLayernormFwd { gamma, beta, out, stream, xhat, .. } => {
                 of_columns(gamma, out)?;
                 of_columns(beta, out)?;
-                xhat.iter().try_for_each(|buf| same(buf, out))
+                stream.iter().chain(xhat).try_for_each(|buf| same(buf, out))
             }
             Op::GemmFwd { x, parts } => parts.iter().try_for_each(|part| {
                 of_columns(&part.bias, &part.out)?;

@@ -206,8 +206,8 @@ def golden() -> list[tuple[Case, list[Run]]]:
     ]
 
 
-def entry(case: Case, run: Run, expected: str) -> dict:
-    return {**asdict(run), "expected": expected}
+def entry(case: Case, run: Run, expected: str, autocast: dict[str, float]) -> dict:
+    return {**asdict(run), "expected": expected, "autocast": autocast}
 
 
 def random_case(rng: random.Random, index: int) -> tuple[Case, Run]:

@@ -18,12 +18,18 @@
 #define FWD_TILE_PARAMETERS \
   const StepState*, const bf16*, const bf16*, const bf16*, const int4*, unsigned, unsigned, bf16*, float*
 #define BWD_TILE_PARAMETERS                                                                        \
-  const StepState*, const bf16*, const bf16*, const float*, const bf16*, const bf16*, const bf16*, \
+  const StepState*, const bf16*, const float*, const bf16*, const bf16*, const bf16*, \
       const int4*, unsigned, unsigned, bf16*, bf16*, bf16*
 
 #define FWD_LONG_PARAMETERS                                                                             \
   const StepState*, const bf16*, const bf16*, const bf16*, const int2*, const int*, unsigned, unsigned, \
       bf16*, float*
+#define DELTA_LONG_PARAMETERS                                                                             \
+  const StepState*, const bf16*, const float*, const bf16*, const bf16*, const bf16*, const int2*, const int*, \
+      unsigned, unsigned, float*
+#define DELTA_PARAMETERS(E)                                                                              \
+  const StepState*, const E*, const float*, const E*, const E*, const E*, const int*, const int*, unsigned, \
+      unsigned, float*, int, int
 #define BWD_LONG_PARAMETERS                                                                         \
   const StepState*, const bf16*, const float*, const float*, const bf16*, const bf16*, const bf16*, \
       const int2*, const int*, unsigned, unsigned
@@ -31,8 +37,10 @@
 extern "C" {
 void attention_fwd_f32(FWD_PARAMETERS(float));
 void attention_fwd_bf16(FWD_PARAMETERS(bf16));
-void attention_bwd_delta_f32(const StepState*, const float*, const float*, float*, int, int);
-void attention_bwd_delta_bf16(const StepState*, const bf16*, const bf16*, float*, int, int);
+void attention_bwd_delta_f32(DELTA_PARAMETERS(float));
+void attention_bwd_delta_bf16(DELTA_PARAMETERS(bf16));
+void attention_bwd_delta_bf16_long_32(DELTA_LONG_PARAMETERS);
+void attention_bwd_delta_bf16_long_64(DELTA_LONG_PARAMETERS);
 void attention_bwd_dq_f32(BWD_PARAMETERS(float), float*, int, int);
 void attention_bwd_dq_bf16(BWD_PARAMETERS(bf16), bf16*, int, int);
 void attention_bwd_dkv_f32(BWD_PARAMETERS(float), float*, float*, int, int);
@@ -238,15 +246,16 @@ struct Plain;
                       p.q.data(), p.k.data(), p.v.data(), p.sequence_ids.data(), p.cu_seqlens.data(), SITE,  \
                       p.shape.threshold, out, lse, p.shape.n_heads, p.shape.head_size);                      \
     }                                                                                                        \
-    static void make_delta(Problem<E>& p, const E* out, float* delta) {                                      \
-      const unsigned n_blocks = unsigned(p.n_statistics() + 127) / 128;                                      \
-      testing::launch(&attention_bwd_delta_##SUFFIX, "attention_bwd_delta_" #SUFFIX, n_blocks, 128, 0,       \
-                      &p.state, out, p.dout.data(), delta, p.shape.n_heads, p.shape.head_size);              \
+    static void make_delta(Problem<E>& p, const E* v, const float* lse, float* delta) {                      \
+      testing::launch(&attention_bwd_delta_##SUFFIX, "attention_bwd_delta_" #SUFFIX, grid(p), 128, 4096,     \
+                      &p.state, p.dout.data(), lse, p.q.data(), p.k.data(), v, p.sequence_ids.data(),        \
+                      p.cu_seqlens.data(), SITE, p.shape.threshold, delta, p.shape.n_heads,                  \
+                      p.shape.head_size);                                                                    \
     }                                                                                                        \
-    static void backward(Problem<E>& p, const E* v, const E* out, const float* lse, E* dq, E* dk, E* dv) {   \
+    static void backward(Problem<E>& p, const E* v, const float* lse, E* dq, E* dk, E* dv) {                 \
       const Shape& s = p.shape;                                                                              \
       Buffer<float> delta(p.n_statistics());                                                                 \
-      if (dq || dk) make_delta(p, out, delta.data());                                                        \
+      if (dq || dk) make_delta(p, v, lse, delta.data());                                                     \
       if (dq) {                                                                                              \
         testing::launch(&attention_bwd_dq_##SUFFIX, "attention_bwd_dq_" #SUFFIX, grid(p), 128, 4608,         \
                         &p.state, p.dout.data(), delta.data(), lse, p.q.data(), p.k.data(), v,               \
@@ -340,14 +349,18 @@ struct Fast;
                       128, 640 * SIZE, &p.state, p.q.data(), p.k.data(), p.v.data(), lists.blocks.data(),    \
                       p.cu_seqlens.data(), SITE, p.shape.threshold, out, lse);                               \
     }                                                                                                        \
-    static void backward(Problem<bf16>& p, const bf16* v, const bf16* out, const float* lse, bf16* dq,       \
-                         bf16* dk, bf16* dv) {                                                               \
+    static void backward(Problem<bf16>& p, const bf16* v, const float* lse, bf16* dq, bf16* dk, bf16* dv) {  \
       Lists lists(p);                                                                                        \
       testing::launch(&attention_bwd_bf16_tile_##SIZE, "attention_bwd_bf16_tile_" #SIZE, lists.tile_grid(p), \
-                      256, 1024 * SIZE + 32768, &p.state, p.dout.data(), out, lse, p.q.data(), p.k.data(),   \
+                      256, 1024 * SIZE + 32768, &p.state, p.dout.data(), lse, p.q.data(), p.k.data(),        \
                       v, lists.strips.data(), SITE, p.shape.threshold, dq, dk, dv);                          \
       Buffer<float> delta(p.n_statistics());                                                                 \
-      if (dq || dk) Plain<bf16>::make_delta(p, out, delta.data());                                           \
+      if (dq || dk) {                                                                                        \
+        testing::launch(&attention_bwd_delta_bf16_long_##SIZE, "attention_bwd_delta_bf16_long_" #SIZE,       \
+                        lists.long_grid(p), 128, 768 * SIZE, &p.state, p.dout.data(), lse, p.q.data(),       \
+                        p.k.data(), v, lists.blocks.data(), p.cu_seqlens.data(), SITE, p.shape.threshold,    \
+                        delta.data());                                                                       \
+      }                                                                                                      \
       if (dq) {                                                                                              \
         testing::launch(&attention_bwd_dq_bf16_long_##SIZE, "attention_bwd_dq_bf16_long_" #SIZE,             \
                         lists.long_grid(p), 128, 768 * SIZE, &p.state, p.dout.data(), delta.data(), lse,     \
@@ -381,16 +394,15 @@ struct Run {
   }
 
   // Only dv: neither v nor the output is there.
-  Gradients backward(const Floats& out_values, const Floats& lse_values, bool dq, bool dk, bool dv) {
+  Gradients backward(const Floats& lse_values, bool dq, bool dk, bool dv) {
     const size_t n = problem.n_elements();
-    Buffer<E> out(problem.with_spare_rows(out_values));
     Floats padded = lse_values;
     padded.resize(problem.n_statistics(), NAN);
     Buffer<float> lse(padded);
     Buffer<E> dq_buffer(n), dk_buffer(n), dv_buffer(n);
     const bool with_scores = dq || dk;
-    Way::backward(problem, with_scores ? problem.v.data() : nullptr, with_scores ? out.data() : nullptr,
-                  lse.data(), dq ? dq_buffer.data() : nullptr, dk ? dk_buffer.data() : nullptr,
+    Way::backward(problem, with_scores ? problem.v.data() : nullptr, lse.data(),
+                  dq ? dq_buffer.data() : nullptr, dk ? dk_buffer.data() : nullptr,
                   dv ? dv_buffer.data() : nullptr);
     const size_t n_live = problem.n_live();
     return {live_part(dq_buffer, dq ? n_live : 0), live_part(dk_buffer, dk ? n_live : 0),
@@ -437,7 +449,7 @@ void check(const Shape& shape, const Tolerances& tolerances, bool every_schedule
   const auto once = [&] {
     Floats lse, no_lse;
     const Floats out = run.forward(true, lse);
-    const Gradients gradients = run.backward(truth.out, truth.lse, true, true, true);
+    const Gradients gradients = run.backward(truth.lse, true, true, true);
     if (first_out.empty()) {
       first_out = out, first_lse = lse, first = gradients;
       testing::close(what("out").c_str(), out, truth.out, tolerances.out);
@@ -461,7 +473,7 @@ void check(const Shape& shape, const Tolerances& tolerances, bool every_schedule
   testing::same_bits(what("out without lse").c_str(), run.forward(false, no_lse), first_out);
   for (int wanted = 1; wanted < 8; ++wanted) {
     const bool dq = wanted & 1, dk = wanted & 2, dv = wanted & 4;
-    const Gradients some = run.backward(truth.out, truth.lse, dq, dk, dv);
+    const Gradients some = run.backward(truth.lse, dq, dk, dv);
     if (dq) testing::same_bits(what("dq alone").c_str(), some.dq, first.dq);
     if (dk) testing::same_bits(what("dk alone").c_str(), some.dk, first.dk);
     if (dv) testing::same_bits(what("dv alone").c_str(), some.dv, first.dv);
@@ -484,34 +496,45 @@ void check_masks(const Shape& shape) {
   size_t n_wrong = 0;
   for (int base = 0; base < longest; base += shape.head_size) {
     Floats units(n, 0.0f), by_query(n, 0.0f), by_key(n, 0.0f);
+    // Of dS, NaN where a query keeps all keys: its row is 0 then.
+    Floats scores_by_query(n, 0.0f), scores_by_key(n, 0.0f);
     int first_token = 0;
     for (int sequence = 0; sequence < int(shape.lengths.size()); ++sequence) {
       const int length = shape.lengths[sequence];
       for (int h = 0; h < shape.n_heads; ++h) {
         const Doubles factor = factors(shape.threshold, sequence, h, length);
         const Head head{first_token, h * shape.head_size, shape.head_size, shape.width()};
+        const auto score = [&](int query, int key) {
+          const double* const row = &factor[size_t(query) * length];
+          const bool keeps_all = std::find(row, row + length, 0.0) == row + length;
+          return keeps_all ? NAN : float(row[key]);
+        };
         for (int i = 0; i < shape.head_size && base + i < length; ++i) {
           units[head.at(base + i, i)] = 1.0f;
           for (int row = 0; row < length; ++row) {
             by_query[head.at(row, i)] = float(factor[size_t(row) * length + base + i]);
             by_key[head.at(row, i)] = float(factor[size_t(base + i) * length + row]);
+            scores_by_query[head.at(row, i)] = score(row, base + i);
+            scores_by_key[head.at(row, i)] = score(base + i, row);
           }
         }
       }
       first_token += length;
     }
     const auto compare = [&](const Floats& got, const Floats& expected) {
-      for (size_t i = 0; i < n; ++i) n_wrong += (got[i] > 0.0f) != (expected[i] > 0.0f);
+      for (size_t i = 0; i < n; ++i) {
+        if (!std::isnan(expected[i])) n_wrong += (got[i] > 0.0f) != (expected[i] > 0.0f);
+      }
     };
     // Out of unit values, dv of unit gradients, dq of unit keys, dk of unit queries.
     Problem<E> values(shape, zeros, zeros, units, units);
     Run<E, Way> run(values);
     Floats none;
     compare(run.forward(false, none), by_query);
-    compare(run.backward(zeros, lse, false, false, true).dv, by_key);
+    compare(run.backward(lse, false, false, true).dv, by_key);
     Problem<E> unit_keys(shape, zeros, units, ones, ones), unit_queries(shape, units, zeros, ones, ones);
-    compare(Run<E, Way>(unit_keys).backward(zeros, lse, true, false, false).dq, by_query);
-    compare(Run<E, Way>(unit_queries).backward(zeros, lse, false, true, false).dk, by_key);
+    compare(Run<E, Way>(unit_keys).backward(lse, true, false, false).dq, scores_by_query);
+    compare(Run<E, Way>(unit_queries).backward(lse, false, true, false).dk, scores_by_key);
   }
   testing::check(n_wrong == 0, shape.name(Way::NAME).c_str(), std::to_string(n_wrong) + " wrong mask bits");
 }
@@ -533,7 +556,7 @@ void check_packing() {
     Run<bf16, Fast<SIZE>> run(problem);
     All all;
     all.out = run.forward(true, all.lse);
-    all.gradients = run.backward(all.out, all.lse, true, true, true);
+    all.gradients = run.backward(all.lse, true, true, true);
     return all;
   };
   const All packed = run(together, q, k, v, dout);

@@ -13,24 +13,24 @@ using EmbedFwd = void(const StepState*, int, const int*, const E*, const int*, c
                       E*);
 template <class E>
 using EmbedLayernormFwd = void(const StepState*, int, const int*, const E*, const int*, const E*, const int*,
-                               const E*, const float*, const float*, float, E*, E*, float*);
+                               const E*, const float*, const float*, float, E*, float*, E*, float*);
 template <class E>
 using EmbedWgradSegments = void(const StepState*, int, const E*, const int*, const int*, float*);
 template <class E>
 using EmbedWgradRows = void(const StepState*, int, int, const E*, const int*, const int*, int, const float*,
                             float*);
 template <class E>
-using LayernormFwd = void(const StepState*, int, int, const E*, const E*, const int*, const int*, unsigned,
-                          unsigned, const float*, const float*, float, E*, E*, float*);
+using LayernormFwd = void(const StepState*, int, int, const E*, const E*, const float*, const int*, const int*,
+                          unsigned, unsigned, const float*, const float*, float, E*, float*, E*, float*);
 template <class E>
-using LayernormBwdDx = void(const StepState*, int, int, const E*, const E*, const E*, const E*, int, const E*,
-                            const float*, const float*, const int*, const int*, unsigned, unsigned, E*, E*);
+using LayernormBwdDx = void(const StepState*, int, int, const E*, const E*, const E*, const E*, int,
+                            const float*, const E*, const float*, const float*, const int*, const int*, unsigned, unsigned, E*, E*);
 template <class E>
 using LayernormBwdParams = void(const StepState*, int, int, const E*, const E*, const E*, const E*, int,
-                                const E*, float*, float*);
+                                const float*, const E*, float*, float*);
 template <class E>
-using LayernormBwd = void(const StepState*, int, int, const E*, const E*, const E*, const E*, int, const E*,
-                          const float*, const float*, const int*, const int*, unsigned, unsigned, E*, E*,
+using LayernormBwd = void(const StepState*, int, int, const E*, const E*, const E*, const E*, int,
+                          const float*, const E*, const float*, const float*, const int*, const int*, unsigned, unsigned, E*, E*,
                           float*, float*);
 template <class E>
 using DropoutFwd = void(const StepState*, int, int, const E*, const int*, const int*, unsigned, unsigned, E*);
@@ -265,32 +265,40 @@ struct Shape {
   }
 };
 
+// The residual comes as a stream in f32, and the result goes on as one, where `streams`.
 template <class E>
-void check_layernorm_fwd(const Shape& shape, float mean = 0.0f, double tolerance = TOLERANCE<E>) {
+void check_layernorm_fwd(const Shape& shape, bool streams = false, float mean = 0.0f,
+                         double tolerance = TOLERANCE<E>) {
   const auto [n_rows, width, drops, whole] = shape;
   Batch batch(n_rows);
   const Buffer<E> x = random_rows<E>(batch, width, 1, 1.0f, mean);
   const Buffer<E> residual = random_rows<E>(batch, width, 2, 2.0f);
+  const Buffer<float> residual_stream = random_rows<float>(batch, width, 2, 2.0f);
+  const auto added = [&](size_t i) { return streams ? residual_stream[i] : testing::as_float(residual[i]); };
   const Floats gamma = testing::random(width, 3), beta = testing::random(width, 4);
   const Buffer<float> gamma_buffer(gamma), beta_buffer(beta);
   Doubles sums = dropout_factors(batch, width, shape.threshold(), true);
   for (size_t i = 0; i < sums.size(); ++i) {
-    sums[i] = sums[i] * testing::as_float(x[i]) + (whole ? testing::as_float(residual[i]) : 0.0);
+    sums[i] = sums[i] * testing::as_float(x[i]) + (whole ? added(i) : 0.0);
   }
   const Normed expected = layernorm(sums, width, gamma, beta);
   Result out_result(shape.name<E>("layernorm_fwd out"), expected.out, tolerance);
+  Result stream_result(shape.name<E>("layernorm_fwd stream"), expected.out, TOLERANCE<float>);
   Result xhat_result(shape.name<E>("layernorm_fwd xhat"), expected.xhat, tolerance);
   Result rstd_result(shape.name<E>("layernorm_fwd rstd"), expected.rstd, TOLERANCE<float>);
   testing::for_each_schedule([&] {
     Buffer<E> out(x.size()), xhat(x.size());
-    Buffer<float> rstd(batch.capacity());
+    Buffer<float> stream(x.size()), rstd(batch.capacity());
     const RowLaunch geometry(width);
     Kernels<E>().layernorm_fwd[variant(width)].launch(
         geometry.grid(batch.capacity()), geometry.warps, geometry.shared_bytes, batch.state.data(),
-        ROWS_TOKENS, width, x.data(), whole ? residual.data() : nullptr, batch.sequence_ids.data(),
+        ROWS_TOKENS, width, x.data(), whole && !streams ? residual.data() : nullptr,
+        whole && streams ? residual_stream.data() : nullptr, batch.sequence_ids.data(),
         batch.cu_seqlens.data(), SITE, shape.threshold(), gamma_buffer.data(), beta_buffer.data(), EPS,
-        out.data(), whole ? xhat.data() : nullptr, whole ? rstd.data() : nullptr);
+        out.data(), streams ? stream.data() : nullptr, whole ? xhat.data() : nullptr,
+        whole ? rstd.data() : nullptr);
     out_result.check(out);
+    if (streams) stream_result.check(stream);
     if (!whole) return;
     xhat_result.check(xhat);
     rstd_result.check(rstd);
@@ -302,12 +310,17 @@ template <class E>
 struct Backward {
   Batch batch;
   std::vector<Buffer<E>> dout;
+  // One gradient more in f32 beside bf16 ones, where the shape drops and is whole; alone where n_dout is 0.
+  Buffer<float> wide_dout;
+  bool has_wide;
   Buffer<E> xhat;
   Buffer<float> rstd, gamma;
   Doubles dx, dresidual, dgamma, dbeta;
 
   Backward(const Shape& shape, int n_dout)
       : batch(shape.n_rows),
+        wide_dout(random_rows<float>(batch, shape.width, 12)),
+        has_wide(sizeof(E) < sizeof(float) && (n_dout == 0 || (shape.drops && shape.whole))),
         xhat(random_rows<E>(batch, shape.width, 5, 1.7f)),
         rstd(random_rows<float>(batch, 1, 6, 0.5f, 1.0f)),
         gamma(testing::random(shape.width, 7)) {
@@ -315,6 +328,7 @@ struct Backward {
     expect(shape);
   }
 
+  const float* wide_or_null() const { return has_wide ? wide_dout.data() : nullptr; }
   const E* dout_or_null(size_t i) const { return i < dout.size() ? dout[i].data() : nullptr; }
 
  private:
@@ -327,7 +341,7 @@ struct Backward {
       double mean = 0.0, mean_xhat = 0.0;
       for (int col = 0; col < width; ++col) {
         const size_t at = size_t(row) * width + col;
-        double sum = 0.0;
+        double sum = has_wide ? wide_dout[at] : 0.0;
         for (const Buffer<E>& tensor : dout) sum += testing::as_float(tensor[at]);
         const double x = testing::as_float(xhat[at]);
         dgamma[col] += sum * x;
@@ -360,8 +374,8 @@ void check_layernorm_bwd_dx(const Shape& shape, int n_dout) {
       Kernels<E>().layernorm_bwd_dx[variant(shape.width)].launch(
           geometry.grid(from.batch.capacity()), geometry.warps, geometry.shared_bytes,
           from.batch.state.data(), ROWS_TOKENS, shape.width, from.dout_or_null(0), from.dout_or_null(1),
-          from.dout_or_null(2), from.dout_or_null(3), n_dout, from.xhat.data(), from.rstd.data(),
-          from.gamma.data(), from.batch.sequence_ids.data(), from.batch.cu_seqlens.data(), SITE,
+          from.dout_or_null(2), from.dout_or_null(3), n_dout, from.wide_or_null(), from.xhat.data(),
+          from.rstd.data(), from.gamma.data(), from.batch.sequence_ids.data(), from.batch.cu_seqlens.data(), SITE,
           shape.threshold(), wants_dx ? dx.data() : nullptr, wants_dresidual ? dresidual.data() : nullptr);
       if (wants_dx) dx_result.check(dx);
       if (wants_dresidual) dresidual_result.check(dresidual);
@@ -402,7 +416,7 @@ void check_layernorm_bwd_params(const Shape& shape, int n_dout, int n_slices, bo
     Kernels<E>().layernorm_bwd_params.launch(
         dim3(n_slices, ceil_div(shape.width, 256)), 8, 8192, from.batch.state.data(), ROWS_TOKENS,
         shape.width, from.dout_or_null(0), from.dout_or_null(1), from.dout_or_null(2), from.dout_or_null(3),
-        n_dout, wants_dgamma ? from.xhat.data() : nullptr, wants_dgamma ? to.gamma_slices.data() : nullptr,
+        n_dout, from.wide_or_null(), wants_dgamma ? from.xhat.data() : nullptr, wants_dgamma ? to.gamma_slices.data() : nullptr,
         wants_dbeta ? to.beta_slices.data() : nullptr);
     to.add_up(from.batch.state.data(), wants_dgamma, wants_dbeta);
     if (wants_dgamma) dgamma_result.check(to.dgamma);
@@ -424,7 +438,7 @@ void check_layernorm_bwd(const Shape& shape, int n_dout, int n_slices) {
     Kernels<E>().layernorm_bwd[variant(shape.width)].launch(
         dim3(n_slices), 8, size_t(32) * shape.width, from.batch.state.data(), ROWS_TOKENS, shape.width,
         from.dout_or_null(0), from.dout_or_null(1), from.dout_or_null(2), from.dout_or_null(3), n_dout,
-        from.xhat.data(), from.rstd.data(), from.gamma.data(), from.batch.sequence_ids.data(),
+        from.wide_or_null(), from.xhat.data(), from.rstd.data(), from.gamma.data(), from.batch.sequence_ids.data(),
         from.batch.cu_seqlens.data(), SITE, shape.threshold(), dx.data(), whole ? dresidual.data() : nullptr,
         to.gamma_slices.data(), whole ? to.beta_slices.data() : nullptr);
     to.add_up(from.batch.state.data(), true, whole);
@@ -512,6 +526,7 @@ void check_embed(const Shape& shape) {
   const Normed expected = layernorm(sums, width, gamma, beta);
   Result sum_result(shape.name<E>("embed_fwd"), sums, TOLERANCE<E>);
   Result out_result(shape.name<E>("embed_layernorm_fwd out"), expected.out, TOLERANCE<E>);
+  Result stream_result(shape.name<E>("embed_layernorm_fwd stream"), expected.out, TOLERANCE<float>);
   Result xhat_result(shape.name<E>("embed_layernorm_fwd xhat"), expected.xhat, TOLERANCE<E>);
   Result rstd_result(shape.name<E>("embed_layernorm_fwd rstd"), expected.rstd, TOLERANCE<float>);
   const int* type_ids = whole ? types.ids.data() : nullptr;
@@ -519,7 +534,7 @@ void check_embed(const Shape& shape) {
   testing::for_each_schedule([&] {
     const size_t n = size_t(batch.capacity()) * width;
     Buffer<E> sum(n), out(n), xhat(n);
-    Buffer<float> rstd(batch.capacity());
+    Buffer<float> stream(n), rstd(batch.capacity());
     Kernels<E>().embed_fwd.launch(dim3(ceil_div(batch.capacity(), 8)), 8, 0, batch.state.data(), width,
                                   words.ids.data(), word.data(), positions.ids.data(), position.data(),
                                   type_ids, type_table, sum.data());
@@ -527,11 +542,12 @@ void check_embed(const Shape& shape) {
     Kernels<E>().embed_layernorm_fwd[variant(width)].launch(
         geometry.grid(batch.capacity()), geometry.warps, geometry.shared_bytes, batch.state.data(), width,
         words.ids.data(), word.data(), positions.ids.data(), position.data(), type_ids, type_table,
-        gamma_buffer.data(), beta_buffer.data(), EPS, out.data(), whole ? xhat.data() : nullptr,
-        whole ? rstd.data() : nullptr);
+        gamma_buffer.data(), beta_buffer.data(), EPS, out.data(), whole ? stream.data() : nullptr,
+        whole ? xhat.data() : nullptr, whole ? rstd.data() : nullptr);
     sum_result.check(sum);
     out_result.check(out);
     if (!whole) return;
+    if (sizeof(E) < sizeof(float)) stream_result.check(stream);
     xhat_result.check(xhat);
     rstd_result.check(rstd);
   });
@@ -572,6 +588,7 @@ template <class E>
 void check_rows(int n_rows, int width, bool every_form) {
   const bool is_wide = variant(width) == WIDE;
   check_layernorm_fwd<E>({n_rows, width, true, true});
+  if (sizeof(E) < sizeof(float)) check_layernorm_fwd<E>({n_rows, width, true, true}, true);
   check_embed<E>({n_rows, width, false, true});
   check_layernorm_bwd_dx<E>({n_rows, width, true, true}, 2);
   check_layernorm_bwd_params<E>({n_rows, width, false, true}, 1, 3, true, true);
@@ -581,12 +598,15 @@ void check_rows(int n_rows, int width, bool every_form) {
   check_layernorm_fwd<E>({n_rows, width, true, false});
   check_embed<E>({n_rows, width, false, false});
   check_layernorm_bwd_dx<E>({n_rows, width, false, true}, 1);
+  if (sizeof(E) < sizeof(float)) check_layernorm_bwd_dx<E>({n_rows, width, false, true}, 0);
   check_layernorm_bwd_dx<E>({n_rows, width, true, false}, 4);
   check_layernorm_bwd_params<E>({n_rows, width, false, false}, 2, 5, false, true);
   check_layernorm_bwd_params<E>({n_rows, width, false, false}, 3, 1, true, false);
+  if (sizeof(E) < sizeof(float)) check_layernorm_bwd_params<E>({n_rows, width, false, false}, 0, 3, true, true);
   if (is_wide) return;
   check_layernorm_bwd<E>({n_rows, width, false, true}, 1, 3);
   check_layernorm_bwd<E>({n_rows, width, true, false}, 2, 1);
+  if (sizeof(E) < sizeof(float)) check_layernorm_bwd<E>({n_rows, width, false, true}, 0, 3);
 }
 
 template <class E>
@@ -625,7 +645,7 @@ int main() {
   check_generator();
   // A mean of 1000 times the deviation: the mean itself is known to some 1e-4 of the deviation. Sums of
   // squares instead of squared deviations would be wrong by 0.1.
-  check_layernorm_fwd<float>({7, 768, false, false}, 1000.0f, 5e-4);
+  check_layernorm_fwd<float>({7, 768, false, false}, false, 1000.0f, 5e-4);
   check_all<float>();
   check_all<bf16>();
   return testing::summary();

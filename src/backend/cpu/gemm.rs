@@ -216,7 +216,7 @@ fn reach(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> usiz
 
 /// Rows and columns of a tile at most: its output stays in a core's own cache until the epilogue has
 /// seen it, and packing its factors costs little beside its arithmetic.
-const TILE: (usize, usize) = (256, 192);
+const TILE: (usize, usize) = (512, 192);
 
 /// The size of a tile: as even as can be, so that no thread waits long for the last one.
 fn tile_size(rows: usize, cols: usize) -> (usize, usize) {

@@ -94,17 +94,17 @@ fn embedding<'a, E: Element>(frame: &Frame<'a, E>, tables: &EmbedTables) -> Embe
     }
 }
 
-/// What a LayerNorm writes.
-fn norm_outputs<'a, E: Element>(
+/// Opens what a LayerNorm writes for `run`. Elements are of one width here, so that the stream is a copy.
+fn with_norm_outputs<'a, E: Element>(
     frame: &mut Frame<'a, E>,
-    out: BufId,
-    xhat: Option<BufId>,
-    rstd: Option<BufId>,
-) -> NormOutputs<'a, E> {
-    NormOutputs {
-        out: frame.write(out),
-        xhat: frame.write_optional(xhat),
-        rstd: frame.write_optional(rstd),
+    (out, optional): (BufId, [Option<BufId>; 3]),
+    run: impl FnOnce(&Frame<'a, E>, NormOutputs<E>),
+) {
+    let out = frame.write(out);
+    let [stream, xhat, rstd] = optional.map(|buf| frame.write_optional(buf));
+    run(frame, NormOutputs { out: &mut *out, xhat, rstd });
+    if let Some(stream) = stream {
+        stream.copy_from_slice(out);
     }
 }
 
@@ -127,16 +127,18 @@ fn compute<O: Ops>(
         Op::EmbedFwd { tables, out } => {
             ops.embed_fwd(&embedding(frame, tables), frame.write(*out));
         }
-        Op::LayernormFwd { x, residual, dropout, gamma, beta, eps, out, xhat, rstd } => {
-            let to = norm_outputs(frame, *out, *xhat, *rstd);
+        Op::LayernormFwd { x, residual, dropout, gamma, beta, eps, out, stream, xhat, rstd } => {
             let norm = NormParams { gamma: frame.read(*gamma), beta: frame.read(*beta), eps: *eps };
-            let residual = residual.map(|buf| frame.read(buf));
-            ops.layernorm_fwd(frame.read(*x), residual, dropout.map(token_mask), &norm, to);
+            with_norm_outputs(frame, (*out, [*stream, *xhat, *rstd]), |frame, to| {
+                let residual = residual.map(|buf| frame.read(buf));
+                ops.layernorm_fwd(frame.read(*x), residual, dropout.map(token_mask), &norm, to);
+            });
         }
-        Op::EmbedLayernormFwd { tables, gamma, beta, eps, out, xhat, rstd } => {
-            let to = norm_outputs(frame, *out, *xhat, *rstd);
+        Op::EmbedLayernormFwd { tables, gamma, beta, eps, out, stream, xhat, rstd } => {
             let norm = NormParams { gamma: frame.read(*gamma), beta: frame.read(*beta), eps: *eps };
-            ops.embed_layernorm_fwd(&embedding(frame, tables), &norm, to);
+            with_norm_outputs(frame, (*out, [*stream, *xhat, *rstd]), |frame, to| {
+                ops.embed_layernorm_fwd(&embedding(frame, tables), &norm, to);
+            });
         }
         Op::DropoutFwd { x, dropout, out } => {
             let (mask, width) = (row_mask(*dropout, frame.rows(*x)), frame.cols(*x));

@@ -100,21 +100,26 @@ impl Reference {
             let factors = factors(shape.mask, sequence, head, length);
             for query in 0..length {
                 let lse = saved.lse[(place.start + query) * shape.n_heads + head];
-                let delta = saved
+                let p = |key: usize| {
+                    (place.scale() * place.dot(saved.q, query, saved.k, key) - lse).exp()
+                };
+                let dp = |key: usize, v: &[f64]| {
+                    factors[query * length + key] * place.dot(saved.dout, query, v, key)
+                };
+                // The inner product of the output and its gradient, as the kernels sum it: an output that
+                // was rounded to bf16 would give another.
+                let delta: f64 = saved
                     .v_and_out
-                    .map_or(0.0, |(_, out)| place.dot(saved.dout, query, out, query));
+                    .map_or(0.0, |(v, _)| (0..length).map(|key| p(key) * dp(key, v)).sum());
                 for key in 0..length {
-                    let score = place.scale() * place.dot(saved.q, query, saved.k, key);
-                    let p = (score - lse).exp();
-                    let factor = factors[query * length + key];
+                    let (p, factor) = (p(key), factors[query * length + key]);
                     if let Some(dv) = &mut to.dv {
                         for i in 0..place.size {
                             dv[place.at(key, i)] += p * factor * saved.dout[place.at(query, i)];
                         }
                     }
                     let Some((v, _)) = saved.v_and_out else { continue };
-                    let dp = factor * place.dot(saved.dout, query, v, key);
-                    let dscore = p * (dp - delta) * place.scale();
+                    let dscore = p * (dp(key, v) - delta) * place.scale();
                     for i in 0..place.size {
                         if let Some(dq) = &mut to.dq {
                             dq[place.at(query, i)] += dscore * saved.k[place.at(key, i)];

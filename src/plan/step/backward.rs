@@ -26,7 +26,7 @@ impl Builder<'_> {
 
     /// LayerNorm's backward ops; returns the gradient at the branch and at the residual.
     fn layernorm_bwd(&mut self, saved: &SavedNorm, dout: Vec<BufId>) -> (BufId, BufId) {
-        let SavedNorm { norm, dropout, out, xhat, rstd } = *saved;
+        let SavedNorm { norm, dropout, out, xhat, rstd, .. } = *saved;
         let dgamma = self.param_gradient(norm.gamma);
         let dbeta = self.param_gradient(norm.beta);
         let dx = self.gradient_of(out, ".sum");

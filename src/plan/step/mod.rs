@@ -57,6 +57,8 @@ struct SavedNorm {
     norm: Norm,
     dropout: Option<Dropout>,
     out: BufId,
+    /// What the next LayerNorm adds up: the stream, or `out` itself where that is as wide.
+    stream: BufId,
     xhat: BufId,
     rstd: BufId,
 }
@@ -171,8 +173,8 @@ impl<'a> Builder<'a> {
 
     /// A buffer for the gradient of `of`, shaped as it is.
     fn gradient_of(&mut self, of: BufId, suffix: &str) -> BufId {
-        let Buffer { name, rows, cols, .. } = self.buffers[of.0].clone();
-        self.activation(format!("d.{name}{suffix}"), rows, cols)
+        let Buffer { name, rows, cols, dtype, .. } = self.buffers[of.0].clone();
+        self.buffer(format!("d.{name}{suffix}"), rows, cols, dtype, Role::Transient)
     }
 
     fn value(&self, id: ParamId) -> BufId {
@@ -213,6 +215,8 @@ impl<'a> Builder<'a> {
         let width = self.network.config.hidden_size;
         let xhat = self.activation(format!("{name}.xhat"), Rows::Tokens, width);
         let rstd = self.statistic(format!("{name}.rstd"), Rows::Tokens, 1);
+        let stream = (self.options.compute != DType::F32)
+            .then(|| self.statistic(format!("{name}.stream"), Rows::Tokens, width));
         let out = self.activation(name, Rows::Tokens, width);
         self.ops.push(Op::LayernormFwd {
             x,
@@ -222,10 +226,11 @@ impl<'a> Builder<'a> {
             beta: self.value(norm.beta),
             eps: self.network.config.layer_norm_eps,
             out,
+            stream,
             xhat: Some(xhat),
             rstd: Some(rstd),
         });
-        SavedNorm { norm, dropout, out, xhat, rstd }
+        SavedNorm { norm, dropout, out, stream: stream.unwrap_or(out), xhat, rstd }
     }
 
     /// Embeddings and layers; returns the last hidden state.
@@ -234,17 +239,17 @@ impl<'a> Builder<'a> {
         let sum = self.activation("emb.sum", Rows::Tokens, config.hidden_size);
         self.ops.push(Op::EmbedFwd { tables: self.embed_tables(), out: sum });
         let saved = self.layernorm(sum, None, tables.norm, None, "emb.out".into());
-        let mut hidden = saved.out;
+        let (mut hidden, mut stream) = (saved.out, saved.stream);
         self.embeddings = Some(saved);
         self.embeddings_dropout =
             self.dropout(config.hidden_dropout, site::EMBEDDINGS, Group::Embeddings);
         if let Some(dropout) = self.embeddings_dropout {
             let out = self.activation("emb.drop", Rows::Tokens, config.hidden_size);
             self.ops.push(Op::DropoutFwd { x: hidden, dropout, out });
-            hidden = out;
+            (hidden, stream) = (out, out);
         }
         for index in 0..self.network.layers.len() {
-            hidden = self.layer(index, hidden);
+            (hidden, stream) = self.layer(index, hidden, stream);
         }
         hidden
     }
@@ -262,7 +267,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn layer(&mut self, index: usize, input: BufId) -> BufId {
+    /// A layer on the hidden state `input`, whose residual stream is `stream`; returns both behind it.
+    fn layer(&mut self, index: usize, input: BufId, stream: BufId) -> (BufId, BufId) {
         let (config, layer) = (&self.network.config, self.network.layers[index]);
         let (width, ffn, group) =
             (config.hidden_size, config.intermediate_size, Group::Layer(index));
@@ -296,7 +302,7 @@ impl<'a> Builder<'a> {
             }
         };
         let attention_norm =
-            self.layernorm(attn_y, Some(input), layer.attention_norm, out_dropout, name("h"));
+            self.layernorm(attn_y, Some(stream), layer.attention_norm, out_dropout, name("h"));
 
         let h = attention_norm.out;
         let pre = tokens(self, "ffn.pre", ffn);
@@ -306,8 +312,9 @@ impl<'a> Builder<'a> {
         let ffn_y = tokens(self, "ffn.y", width);
         self.linear(act, &[(layer.ffn_out, ffn_y)]);
         let ffn_dropout = self.dropout(config.hidden_dropout, site(site::FFN_OUT), group);
-        let ffn_norm = self.layernorm(ffn_y, Some(h), layer.ffn_norm, ffn_dropout, name("out"));
-        let out = ffn_norm.out;
+        let (residual, norm) = (Some(attention_norm.stream), layer.ffn_norm);
+        let ffn_norm = self.layernorm(ffn_y, residual, norm, ffn_dropout, name("out"));
+        let (out, stream) = (ffn_norm.out, ffn_norm.stream);
         self.layers.push(SavedLayer {
             input,
             q,
@@ -321,7 +328,7 @@ impl<'a> Builder<'a> {
             act,
             ffn_norm,
         });
-        out
+        (out, stream)
     }
 
     /// Pooling, heads and losses, forward and backward; returns the gradient at the last hidden state.
@@ -336,24 +343,25 @@ impl<'a> Builder<'a> {
             Pooling::Pooler => self.network.pooler,
             Pooling::Mean | Pooling::Cls => None,
         };
-        let token_pool = self.activation(
-            if pooler.is_some() { "pool.first" } else { "pool.out" },
-            Rows::Sequences,
-            width,
-        );
+        // What the heads read and its gradient are few numbers and stay in f32: a mean gives all tokens of
+        // a sequence one gradient, and so one rounding error, which sums over tokens do not average out.
+        let token_pool = match pooler {
+            Some(_) => self.activation("pool.first", Rows::Sequences, width),
+            None => self.statistic("pool.out", Rows::Sequences, width),
+        };
         self.ops.push(Op::PoolFwd { x: hidden, cu_seqlens, pooling: first_token, out: token_pool });
         let mut pooled = token_pool;
         if let Some(linear) = pooler {
             let pre = self.activation("pool.pre", Rows::Sequences, width);
             self.linear(token_pool, &[(linear, pre)]);
-            pooled = self.activation("pool.out", Rows::Sequences, width);
+            pooled = self.statistic("pool.out", Rows::Sequences, width);
             self.ops.push(Op::TanhFwd { x: pre, out: pooled });
         }
         let p = self.network.config.classifier_dropout;
         let dropout = self.dropout(p, site::CLASSIFIER, Group::Head(0));
         let mut features = pooled;
         if let Some(dropout) = dropout {
-            features = self.activation("pool.drop", Rows::Sequences, width);
+            features = self.statistic("pool.drop", Rows::Sequences, width);
             self.ops.push(Op::DropoutFwd { x: pooled, dropout, out: features });
         }
         let dlogits: Vec<BufId> =
@@ -394,7 +402,7 @@ impl<'a> Builder<'a> {
             dpooled = self.gradient_of(token_pool, "");
             self.linear_dgrad(&[(linear, dpre)], dpooled);
         }
-        let dhidden = self.gradient_of(hidden, "");
+        let dhidden = self.statistic(format!("d.{}", self.name(hidden)), Rows::Tokens, width);
         self.ops.push(Op::PoolBwd { dout: dpooled, cu_seqlens, pooling: first_token, dx: dhidden });
         dhidden
     }

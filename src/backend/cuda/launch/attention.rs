@@ -21,9 +21,6 @@ const TILE_BWD_SCORE_BYTES: usize = 2 * 128 * 64 * 2;
 /// Threads of a block of 64 rows of a longer sequence.
 const LONG_THREADS: u32 = 128;
 
-/// Threads of a block of `attention_bwd_delta`, each with one row of a head.
-const DELTA_THREADS: usize = 128;
-
 /// A kernel in its two forms: plain, and on tensor cores for longer sequences; with its shared memory.
 struct Kernel {
     op: &'static str,
@@ -44,6 +41,12 @@ const FWD: Kernel = Kernel {
     op: "attention_fwd",
     plain_row_floats: 128 + 32,
     long_matrices: 5,
+    long_extra_bytes: 0,
+};
+const BWD_DELTA: Kernel = Kernel {
+    op: "attention_bwd_delta",
+    plain_row_floats: 2 * 128,
+    long_matrices: 6,
     long_extra_bytes: 0,
 };
 const BWD_DQ: Kernel = Kernel {
@@ -70,10 +73,9 @@ pub(super) struct Shape {
     uses_tensor_cores: bool,
 }
 
-/// What the backward pass reads; `v` and `out` only for dq and dk.
+/// What the backward pass reads; `v` only for dq and dk.
 pub(super) struct Saved {
     pub dout: BufId,
-    pub out: BufId,
     pub lse: BufId,
     /// q, k and v.
     pub qkv: [BufId; 3],
@@ -156,17 +158,6 @@ impl Shape {
             self.launch_plain(cx, kernel, args)
         }
     }
-
-    /// Launches `rowsum(out * dout)`, `[T, H]`, and says where it goes.
-    fn delta(&self, cx: &mut Context, out: Arg, dout: Arg) -> Result<Arg> {
-        let n_rows = cx.capacity().tokens * self.n_heads;
-        let delta = Arg::Address(cx.scratch(n_rows * size_of::<f32>()));
-        let args = [&[out, dout, delta][..], &self.heads()].concat();
-        let grid = [n_rows.div_ceil(DELTA_THREADS) as u32, 1, 1];
-        let symbol = format!("attention_bwd_delta_{}", self.suffix);
-        cx.launch(&symbol, grid, DELTA_THREADS as u32, 0, &args)?;
-        Ok(delta)
-    }
 }
 
 /// Whether a batch may have sequences that no tile holds.
@@ -201,21 +192,25 @@ pub(super) fn attention_bwd(
     let [dq, dk, dv] = gradients;
     let needs_scores = dq.is_some() || dk.is_some();
     // Pruning may have dropped what dv alone does not read.
-    let if_needed = |buf: BufId| needs_scores.then_some(buf);
     let [q, k, v] = saved.qkv;
     let [dout, lse, q, k] = [saved.dout, saved.lse, q, k].map(|buf| Arg::Address(cx.address(buf)));
-    let [out, v] = [saved.out, v].map(|buf| Arg::Address(cx.optional(if_needed(buf))));
+    let v = Arg::Address(cx.optional(needs_scores.then_some(v)));
     let results = gradients.map(|buf| Arg::Address(cx.optional(buf)));
 
     if shape.uses_tensor_cores {
         let shared_bytes = TILE_BWD_COLUMN_BYTES * shape.head_size + TILE_BWD_SCORE_BYTES;
-        let operands = [dout, out, lse, q, k, v];
+        let operands = [dout, lse, q, k, v];
         shape.launch_tiles(cx, "attention_bwd", shared_bytes, [&operands, &results])?;
         if !has_long(cx) {
             return Ok(());
         }
     }
-    let delta = if needs_scores { shape.delta(cx, out, dout)? } else { Arg::Address(0) };
+    let mut delta = Arg::Address(0);
+    if needs_scores {
+        let n_rows = cx.capacity().tokens * shape.n_heads;
+        delta = Arg::Address(cx.scratch(n_rows * size_of::<f32>()));
+        shape.launch_rows(cx, &BWD_DELTA, [&[dout, lse, q, k, v], &[delta]])?;
+    }
     let operands = [dout, delta, lse, q, k, v];
     if dq.is_some() {
         shape.launch_rows(cx, &BWD_DQ, [&operands, &results[..1]])?;

@@ -16,29 +16,29 @@ pub(super) const COLUMN_SHARED_BYTES: usize = 8 * BLOCK_COLUMNS * size_of::<f32>
 const SLICE_ROWS: usize = 128;
 
 pub(super) fn gelu_fwd(cx: &mut Context, x: BufId, out: BufId) -> Result<()> {
-    map(cx, "gelu_fwd", &[x, out])
+    map(cx, "gelu_fwd", &[x, out], x)
 }
 
 pub(super) fn gelu_bwd(cx: &mut Context, x: BufId, dout: BufId, dx: BufId) -> Result<()> {
-    map(cx, "gelu_bwd", &[x, dout, dx])
+    map(cx, "gelu_bwd", &[x, dout, dx], x)
 }
 
 pub(super) fn tanh_fwd(cx: &mut Context, x: BufId, out: BufId) -> Result<()> {
-    map(cx, "tanh_fwd", &[x, out])
+    map(cx, "tanh_fwd", &[x, out], x)
 }
 
 pub(super) fn tanh_bwd(cx: &mut Context, out: BufId, dout: BufId, dx: BufId) -> Result<()> {
-    map(cx, "tanh_bwd", &[out, dout, dx])
+    map(cx, "tanh_bwd", &[out, dout, dx], dx)
 }
 
-/// A kernel that goes over matrices of one shape, element by element.
-fn map(cx: &mut Context, op: &str, operands: &[BufId]) -> Result<()> {
+/// A kernel that goes over matrices of one shape, element by element; its suffix is `of`'s type.
+fn map(cx: &mut Context, op: &str, operands: &[BufId], of: BufId) -> Result<()> {
     let shape = operands[0];
     let n_elements = cx.capacity_rows(shape) * cx.cols(shape);
     let grid = [n_elements.div_ceil(BLOCK_ELEMENTS) as u32, 1, 1];
     let mut args = vec![Arg::I32(cx.rows(shape)), Arg::I32(cx.cols(shape) as i32)];
     args.extend(operands.iter().map(|&buf| Arg::Address(cx.address(buf))));
-    cx.launch(&format!("{op}_{}", cx.suffix(shape)), grid, THREADS, 0, &args)
+    cx.launch(&format!("{op}_{}", cx.suffix(of)), grid, THREADS, 0, &args)
 }
 
 pub(super) fn bias_grad(cx: &mut Context, dout: BufId, dbias: BufId) -> Result<()> {

@@ -5,6 +5,7 @@ use super::{Arg, Context, Derived};
 use crate::model::Pooling;
 use crate::plan::BufId;
 use crate::plan::op::HeadDgradPart;
+use crate::tensor::DType;
 use crate::{Error, Result};
 
 const THREADS: u32 = 256;
@@ -46,7 +47,8 @@ pub(super) fn pool_fwd(
         Arg::Address(cx.address(out)),
     ];
     let grid = sequences_by_columns(cx, x);
-    let kernel = format!("pool_fwd_{}", cx.suffix(x));
+    let narrow = if cx.dtype(out) == DType::F32 { "" } else { "_narrow" };
+    let kernel = format!("pool_fwd_{}{narrow}", cx.suffix(x));
     cx.launch(&kernel, grid, THREADS, COLUMN_SHARED_BYTES, &args)
 }
 
@@ -66,7 +68,7 @@ pub(super) fn pool_bwd(
         Arg::Address(cx.address(dx)),
     ];
     let grid = [cx.capacity_rows(dx).div_ceil(WARPS) as u32, 1, 1];
-    cx.launch(&format!("pool_bwd_{}", cx.suffix(dx)), grid, THREADS, 0, &args)
+    cx.launch(&format!("pool_bwd_{}", cx.suffix(dout)), grid, THREADS, 0, &args)
 }
 
 pub(super) fn head_fwd(
@@ -83,7 +85,7 @@ pub(super) fn head_fwd(
     }
     let n_logits = cx.capacity_rows(logits) * cx.cols(logits);
     let grid = [n_logits.div_ceil(WARPS) as u32, 1, 1];
-    cx.launch(&format!("head_fwd_{}", cx.suffix(x)), grid, THREADS, 0, &args)
+    cx.launch(&format!("head_fwd_{}", cx.suffix(weight)), grid, THREADS, 0, &args)
 }
 
 /// All operands are f32 whatever the activations are, so the kernel has no suffix.
@@ -123,7 +125,9 @@ pub(super) fn head_dgrad(cx: &mut Context, parts: &[HeadDgradPart], dx: BufId) -
     let no_head = [Arg::Address(0), Arg::Address(0), Arg::Address(0), Arg::I32(0)];
     args.extend(std::iter::repeat_n(no_head, MAX_HEADS - parts.len()).flatten());
     let grid = sequences_by_columns(cx, dx);
-    cx.launch(&format!("head_dgrad_{}", cx.suffix(dx)), grid, THREADS, 0, &args)
+    // Pruning leaves no head_dgrad without parts.
+    let kernel = format!("head_dgrad_{}", cx.suffix(parts[0].weight));
+    cx.launch(&kernel, grid, THREADS, 0, &args)
 }
 
 pub(super) fn head_wgrad(
@@ -147,5 +151,5 @@ pub(super) fn head_wgrad(
     ];
     let n_ranges = if dweight.is_some() { cols.div_ceil(WGRAD_COLUMNS) } else { 1 };
     let grid = [n_ranges as u32, n_labels as u32, 1];
-    cx.launch(&format!("head_wgrad_{}", cx.suffix(x)), grid, THREADS, WGRAD_SHARED_BYTES, &args)
+    cx.launch("head_wgrad", grid, THREADS, WGRAD_SHARED_BYTES, &args)
 }

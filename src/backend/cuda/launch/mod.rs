@@ -241,15 +241,15 @@ impl<'a> Context<'a> {
 fn dispatch(cx: &mut Context, op: &Op) -> Result<()> {
     match op {
         Op::EmbedFwd { tables, out } => rows::embed_fwd(cx, tables, *out),
-        Op::LayernormFwd { x, residual, dropout, gamma, beta, eps, out, xhat, rstd } => {
+        Op::LayernormFwd { x, residual, dropout, gamma, beta, eps, out, stream, xhat, rstd } => {
             let from = Branch { x: *x, residual: *residual, dropout: *dropout };
             let params = NormParams { gamma: *gamma, beta: *beta, eps: *eps };
-            let to = NormOutputs { out: *out, xhat: *xhat, rstd: *rstd };
+            let to = NormOutputs { out: *out, stream: *stream, xhat: *xhat, rstd: *rstd };
             rows::layernorm_fwd(cx, &from, &params, &to)
         }
-        Op::EmbedLayernormFwd { tables, gamma, beta, eps, out, xhat, rstd } => {
+        Op::EmbedLayernormFwd { tables, gamma, beta, eps, out, stream, xhat, rstd } => {
             let params = NormParams { gamma: *gamma, beta: *beta, eps: *eps };
-            let to = NormOutputs { out: *out, xhat: *xhat, rstd: *rstd };
+            let to = NormOutputs { out: *out, stream: *stream, xhat: *xhat, rstd: *rstd };
             rows::embed_layernorm_fwd(cx, tables, &params, &to)
         }
         Op::DropoutFwd { x, dropout, out } => rows::dropout_fwd(cx, *x, *dropout, *out),
@@ -305,9 +305,11 @@ fn dispatch(cx: &mut Context, op: &Op) -> Result<()> {
             let dx = NormDx { dx: *dx, dresidual: *dresidual };
             rows::layernorm_bwd(cx, &saved, dx, NormDparams { dgamma: *dgamma, dbeta: *dbeta })
         }
-        Op::AttentionBwd { dout, out, lse, q, k, v, cu_seqlens, n_heads, dropout, dq, dk, dv } => {
+        Op::AttentionBwd {
+            dout, lse, q, k, v, cu_seqlens, n_heads, dropout, dq, dk, dv, ..
+        } => {
             let shape = attention::Shape::new(cx, *q, *cu_seqlens, *n_heads, *dropout);
-            let saved = attention::Saved { dout: *dout, out: *out, lse: *lse, qkv: [*q, *k, *v] };
+            let saved = attention::Saved { dout: *dout, lse: *lse, qkv: [*q, *k, *v] };
             attention::attention_bwd(cx, &shape, &saved, [*dq, *dk, *dv])
         }
         Op::EmbedWgrad { dx, ids, padding_row, dtable } => {

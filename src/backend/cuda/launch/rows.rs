@@ -47,6 +47,7 @@ pub(super) struct NormParams {
 /// What LayerNorm's forward pass writes.
 pub(super) struct NormOutputs {
     pub out: BufId,
+    pub stream: Option<BufId>,
     pub xhat: Option<BufId>,
     pub rstd: Option<BufId>,
 }
@@ -101,7 +102,11 @@ pub(super) fn layernorm_fwd(
 ) -> Result<()> {
     let mut args = vec![Arg::I32(cx.rows(to.out)), width(cx, to.out)];
     args.push(Arg::Address(cx.address(from.x)));
-    args.push(Arg::Address(cx.optional(from.residual)));
+    // Of the types that the kernel takes the residual in: the activations', and f32 for a stream.
+    let is_stream = |buf: &BufId| cx.dtype(*buf) != cx.dtype(from.x);
+    let (stream, residual) =
+        (from.residual.filter(is_stream), from.residual.filter(|buf| !is_stream(buf)));
+    args.extend([residual, stream].map(|buf| Arg::Address(cx.optional(buf))));
     args.extend(dropout_args(cx, from.dropout, to.out));
     args.extend(norm_args(cx, params, to));
     launch_held_rows(cx, "layernorm_fwd", to.out, &args)
@@ -122,10 +127,10 @@ pub(super) fn layernorm_bwd_params(
     let cols = cx.cols(dout[0]);
     let slices = Slices::new(cx, cols, to);
     let mut args = vec![Arg::I32(cx.rows(dout[0])), width(cx, dout[0])];
-    args.extend(dout_args(cx, dout)?);
+    args.extend(norm_dout_args(cx, dout, xhat)?);
     args.push(Arg::Address(cx.optional(to.dgamma.map(|_| xhat))));
     args.extend(slices.args());
-    let kernel = format!("layernorm_bwd_params_{}", cx.suffix(dout[0]));
+    let kernel = format!("layernorm_bwd_params_{}", cx.suffix(xhat));
     let grid = [slices.n, cols.div_ceil(WARP_COLUMNS) as u32, 1];
     cx.launch(&kernel, grid, THREADS, WARPS * WARP_COLUMNS * size_of::<f32>(), &args)?;
     slices.add_up(cx, to)
@@ -292,12 +297,13 @@ fn table_args(cx: &mut Context, tables: &EmbedTables) -> [Arg; 6] {
     ]
 }
 
-fn norm_args(cx: &mut Context, params: &NormParams, to: &NormOutputs) -> [Arg; 6] {
+fn norm_args(cx: &mut Context, params: &NormParams, to: &NormOutputs) -> [Arg; 7] {
     [
         Arg::Address(cx.address(params.gamma)),
         Arg::Address(cx.address(params.beta)),
         Arg::F32(params.eps),
         Arg::Address(cx.address(to.out)),
+        Arg::Address(cx.optional(to.stream)),
         Arg::Address(cx.optional(to.xhat)),
         Arg::Address(cx.optional(to.rstd)),
     ]
@@ -327,9 +333,21 @@ fn dout_args(cx: &mut Context, dout: &[BufId]) -> Result<[Arg; MAX_DOUT + 1]> {
     Ok(args)
 }
 
+/// The gradients at a LayerNorm's output: those of the type of `xhat`, and one that may be wider.
+fn norm_dout_args(cx: &mut Context, dout: &[BufId], xhat: BufId) -> Result<Vec<Arg>> {
+    let (narrow, wide): (Vec<BufId>, Vec<BufId>) =
+        dout.iter().partition(|buf| cx.dtype(**buf) == cx.dtype(xhat));
+    if wide.len() > 1 {
+        return Err(Error::Run(format!("a kernel sums one f32 gradient, not {}", wide.len())));
+    }
+    let mut args = dout_args(cx, &narrow)?.to_vec();
+    args.push(Arg::Address(cx.optional(wide.first().copied())));
+    Ok(args)
+}
+
 fn backward_args(cx: &mut Context, saved: &NormSaved, to: NormDx) -> Result<Vec<Arg>> {
     let mut args = vec![Arg::I32(cx.rows(saved.xhat)), width(cx, saved.xhat)];
-    args.extend(dout_args(cx, saved.dout)?);
+    args.extend(norm_dout_args(cx, saved.dout, saved.xhat)?);
     args.extend([saved.xhat, saved.rstd, saved.gamma].map(|buf| Arg::Address(cx.address(buf))));
     args.extend(dropout_args(cx, saved.dropout, saved.xhat));
     args.extend([to.dx, to.dresidual].map(|buf| Arg::Address(cx.optional(buf))));
