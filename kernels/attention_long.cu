@@ -9,8 +9,8 @@
 //          pieces of 16 x 16: nine products backward instead of five, for no sums across blocks.
 // LAUNCH   grid (H, blocks at capacity), block 128; blocks from state->n_long_blocks on leave. Shared bytes:
 //          forward 640 Dh (40960, 20480), delta and dq 768 Dh (49152, 24576), dkv 768 Dh + 2048 (51200, 26624).
-//          Registers for Dh = 64 and 32 (sm_80, sm_90a at most): forward 128 and 118, dq 161 and 126, dkv 168
-//          and 134; no spills; 4, 3 and 3 blocks a multiprocessor.
+//          Registers for Dh = 64 and 32 (sm_80, sm_90a at most): forward 128 and 118, delta 139 and 105, dq
+//          160 and 114, dkv 168 and 134; no spills; 4 blocks a multiprocessor forward, 3 backward.
 // PICTURE  a block of threads is 4 warps with 16 rows each of one block of 64 rows of one sequence; the host
 //          lists int2 {sequence, block in it}. The rows of the other side come 64 at a time into one of two
 //          stages of shared memory, while the other is worked on:

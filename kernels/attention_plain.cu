@@ -7,11 +7,12 @@
 // SHAPES   q, k, v, out, dout, dq, dk, dv: [T, D] of E, D = H Dh; lse, delta: [T, H] f32; sequence_ids: [T];
 //          cu_seqlens: [B + 1]. Math and sums in f32.
 // TRAFFIC  each matrix and lse once if a sequence's rows stay in the caches (each warp reads all K and V of
-//          its sequence and head); flops: forward 4, dq 6, dkv 8 times sum(s^2) D.
+//          its sequence and head); flops: forward and delta 4, dq 6, dkv 8 times
+//          sum(s^2) D.
 // LAUNCH   attention_fwd, attention_bwd_dq, attention_bwd_dkv: grid (ceil(T / 4), H), block 128: a warp takes
 //          one token of one head; shared ROW_FLOATS * 4 floats = 2560, 4608, 5120 bytes; attention_bwd_delta
-//          likewise, 4096 bytes. Registers f32 and bf16 (sm_80, sm_90a at most): fwd
-//          62 and 64, dq 69 and 64, dkv 62 and 61, delta 32; no spills.
+//          likewise, 4096 bytes. Registers f32 and bf16 (sm_80, sm_90a at most): fwd 62 and 64, delta 72 and
+//          72, dq 69 and 64, dkv 62 and 61; no spills.
 // PICTURE  32 rows of the other side at a time. First a lane takes a row, for the dot products:
 //          lane 0: row 0 |Dh values|, lane 1: row 1 |Dh values|, ...
 //          then a lane takes columns, for the weighted sum of the 32 rows, weights through shared memory:

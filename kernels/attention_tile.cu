@@ -8,7 +8,7 @@
 //          delta. Memory-bound for s <= 128: floor = bytes / measured bandwidth.
 // LAUNCH   grid (H, tiles at capacity), block 256; blocks from state->n_tiles on leave. Shared bytes: forward
 //          768 Dh (49152, 24576), backward 1024 Dh + 32768 (98304, 65536). Registers for Dh = 64 and 32
-//          (sm_80, sm_90a at most): forward 128 and 113, backward 127 and 118; no spills; 2 blocks a
+//          (sm_80, sm_90a at most): forward 128 and 113, backward 126 and 108; no spills; 2 blocks a
 //          multiprocessor.
 // PICTURE  a tile is 8 strips of 16 rows, a strip is one warp's. A sequence takes whole strips: a warp has
 //          one sequence, and dropout's blocks (16 queries, 32 keys, counted within the sequence) begin where

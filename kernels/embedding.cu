@@ -17,7 +17,7 @@
 //          Memory-bound.
 // LAUNCH   as embed_fwd, in variants by width: _1 .. _4 hold 256 columns each in registers, _wide holds the
 //          row in shared memory: 8*D bytes a warp, as many warps (up to 8) as fit. At most 128 registers;
-//          bf16 32, 51, 58, 80 (_1 .. _4), f32 40, 54, 64, 90.
+//          bf16 34, 48, 74, 114 (_1 .. _4), f32 40, 54, 64, 90.
 // NEEDS    variant _n: 256*(n-1) < D <= 256*n; _wide: any D.
 // HISTORY  not yet measured on a device.
 //

@@ -8,7 +8,7 @@
 //          bf16, 4*M*D for the one written and 2*M*D more for the one read; flops = 10*M*D. Memory-bound.
 // LAUNCH   one warp per row, 8 per block: grid = ceil(M/8), block = 256, smem 0; variants by width: _1 .. _4
 //          hold 256 columns each in registers, _wide holds two rows in shared memory: 8*D bytes a warp, as
-//          many warps (up to 8) as fit. At most 128 registers; bf16 40, 56, 74, 114 (_1 .. _4), f32 40, 70,
+//          many warps (up to 8) as fit. At most 128 registers; bf16 40, 56, 76, 120 (_1 .. _4), f32 40, 70,
 //          72, 114.
 // PICTURE  row r:  |lane0 x8|lane1 x8| ... |lane31 x8|lane0 x8| ...   8 bf16 = one 16-byte load
 // NEEDS    D % 8 == 0; variant _n: 256*(n-1) < D <= 256*n; _wide: any D. Fixed order of sums.
@@ -21,7 +21,7 @@
 //          dresidual: [M, D] E; dx or dresidual may be null.
 // TRAFFIC  bytes = (n_dout + 3)*M*D*e + 4*M + 4*D, without dropout (n_dout + 2)*M*D*e;
 //          flops = (n_dout + 8)*M*D.
-// LAUNCH   as layernorm_fwd, the same variants. At most 128 registers; bf16 52, 56, 74, 110 (_1 .. _4),
+// LAUNCH   as layernorm_fwd, the same variants. At most 128 registers; bf16 40, 61, 75, 118 (_1 .. _4),
 //          f32 56, 72, 80, 128.
 // NEEDS    as layernorm_fwd.
 // HISTORY  not yet measured on a device.
@@ -43,7 +43,7 @@
 // TRAFFIC  bytes = (n_dout + 3)*M*D*e + 4*M + 12*D, without dropout (n_dout + 2)*M*D*e;
 //          flops = (n_dout + 11)*M*D.
 // LAUNCH   grid = n_slices, block = 256, smem = 32*D bytes, variants _1 .. _4; then the total as above. Wider
-//          rows take the two ops instead. At most 232 registers; bf16 72, 109, 128, 188 (_1 .. _4), f32 80,
+//          rows take the two ops instead. At most 232 registers; bf16 72, 114, 128, 186 (_1 .. _4), f32 80,
 //          120, 182, 228: the sums of both parameters' columns stay in registers.
 // HISTORY  not yet measured on a device.
 //
