@@ -22,8 +22,8 @@ pub struct Comparison {
     pub shape: [usize; 2],
     pub dtype: DType,
     /// ‖device - reference‖ / ‖reference‖, or over the norm of what was summed where that is larger: a
-    /// key's bias gradient is the sum of terms that cancel to nothing. NaN where the device wrote a NaN, or left out or wrote an
-    /// element that the reference did not.
+    /// key's bias gradient is the sum of terms that cancel to nothing. NaN where the device wrote a NaN,
+    /// or left out or wrote an element that the reference did not.
     pub error: f64,
     pub tolerance: f64,
 }
