@@ -426,17 +426,17 @@ __device__ __forceinline__ void attention_bwd_dkv_long(const StepState* state, c
 ATTENTION_FWD_LONG(attention_fwd_bf16_long_32, 32)
 ATTENTION_FWD_LONG(attention_fwd_bf16_long_64, 64)
 
-#define ATTENTION_BWD_DELTA_LONG(symbol, SIZE)                                                               \
-  extern "C" __global__ void __launch_bounds__(THREADS, 3)                                                   \
-      symbol(const StepState* __restrict__ state, const bf16* __restrict__ dout,                             \
-             const float* __restrict__ lse, const bf16* __restrict__ q, const bf16* __restrict__ k,          \
-             const bf16* __restrict__ v, const int2* __restrict__ blocks,                                    \
-             const int* __restrict__ cu_seqlens, unsigned site, unsigned threshold,                          \
-             float* __restrict__ delta) {                                                                    \
-    const Dropout dropout(state, site, threshold);                                                           \
-    const Saved saved{dout, nullptr, lse, q, k, v};                                                          \
-    attention_bwd_delta_long<SIZE>(state, dropout, saved, blocks, cu_seqlens, delta);                        \
-  }                                                                                                          \
+#define ATTENTION_BWD_DELTA_LONG(symbol, SIZE)                                                      \
+  extern "C" __global__ void __launch_bounds__(THREADS, 3)                                          \
+      symbol(const StepState* __restrict__ state, const bf16* __restrict__ dout,                    \
+             const float* __restrict__ lse, const bf16* __restrict__ q, const bf16* __restrict__ k, \
+             const bf16* __restrict__ v, const int2* __restrict__ blocks,                           \
+             const int* __restrict__ cu_seqlens, unsigned site, unsigned threshold,                 \
+             float* __restrict__ delta) {                                                           \
+    const Dropout dropout(state, site, threshold);                                                  \
+    const Saved saved{dout, nullptr, lse, q, k, v};                                                 \
+    attention_bwd_delta_long<SIZE>(state, dropout, saved, blocks, cu_seqlens, delta);               \
+  }                                                                                                 \
   EXPORT_KERNEL(symbol)
 ATTENTION_BWD_DELTA_LONG(attention_bwd_delta_bf16_long_32, 32)
 ATTENTION_BWD_DELTA_LONG(attention_bwd_delta_bf16_long_64, 64)

@@ -7,8 +7,7 @@
 // SHAPES   q, k, v, out, dout, dq, dk, dv: [T, D] of E, D = H Dh; lse, delta: [T, H] f32; sequence_ids: [T];
 //          cu_seqlens: [B + 1]. Math and sums in f32.
 // TRAFFIC  each matrix and lse once if a sequence's rows stay in the caches (each warp reads all K and V of
-//          its sequence and head); flops: forward and delta 4, dq 6, dkv 8 times
-//          sum(s^2) D.
+//          its sequence and head); flops: forward and delta 4, dq 6, dkv 8 times sum(s^2) D.
 // LAUNCH   attention_fwd, attention_bwd_dq, attention_bwd_dkv: grid (ceil(T / 4), H), block 128: a warp takes
 //          one token of one head; shared ROW_FLOATS * 4 floats = 2560, 4608, 5120 bytes; attention_bwd_delta
 //          likewise, 4096 bytes. Registers f32 and bf16 (sm_80, sm_90a at most): fwd 62 and 64, delta 72 and
@@ -172,6 +171,17 @@ __device__ __forceinline__ void attention_fwd(const StepState* state, const Pack
   if (lse != nullptr && row.lane == 0) lse[row.statistic(row.number)] = top + logf(sum);
 }
 
+// P and F * (dO V^T) of a row's query and key number `key`; `query` and `gradient` are the row's q and dout.
+template <class E>
+__device__ __forceinline__ float2 probability_and_gradient(const Row& row, const Dropout& dropout,
+                                                           const Saved<E>& saved, const float* query,
+                                                           const float* gradient, float lse, int key) {
+  const float p = expf(row.scale * dot(row.of(saved.k, key), query, row.head_size) - lse);
+  float dp = dot(row.of(saved.v, key), gradient, row.head_size);
+  if (dropout.acts()) dp *= probability_factor(dropout, row.sequence, row.head, row.number, key);
+  return make_float2(p, dp);
+}
+
 constexpr int DELTA_ROW_FLOATS = 2 * MAX_HEAD_SIZE;
 
 // A warp takes a query and goes over the keys. Of rounded outputs rowsum(O * dO) is not the same: the rows of dS
@@ -191,10 +201,8 @@ __device__ __forceinline__ void attention_bwd_delta(const StepState* state, cons
   const float row_lse = saved.lse[row.statistic(row.number)];
   float sum = 0.0f;
   for (int key = row.lane; key < row.length; key += CHUNK) {
-    const float p = expf(row.scale * dot(row.of(saved.k, key), query, row.head_size) - row_lse);
-    float dp = dot(row.of(saved.v, key), gradient, row.head_size);
-    if (dropout.acts()) dp *= probability_factor(dropout, row.sequence, row.head, row.number, key);
-    sum += p * dp;
+    const float2 pair = probability_and_gradient(row, dropout, saved, query, gradient, row_lse, key);
+    sum += pair.x * pair.y;
   }
   sum = warp_sum(sum);
   if (row.lane == 0) delta[row.statistic(row.number)] = sum;
@@ -222,10 +230,8 @@ __device__ __forceinline__ void attention_bwd_dq(const StepState* state, const P
   for (int first = 0; first < row.length; first += CHUNK) {
     const int key = first + row.lane;
     if (key < row.length) {
-      const float p = expf(row.scale * dot(row.of(saved.k, key), query, row.head_size) - row_lse);
-      float dp = dot(row.of(saved.v, key), gradient, row.head_size);
-      if (dropout.acts()) dp *= probability_factor(dropout, row.sequence, row.head, row.number, key);
-      weights[row.lane] = p * (dp - row_delta);
+      const float2 pair = probability_and_gradient(row, dropout, saved, query, gradient, row_lse, key);
+      weights[row.lane] = pair.x * (pair.y - row_delta);
     }
     __syncwarp();
     add_rows(sums, saved.k, weights, row, first, min(CHUNK, row.length - first));
@@ -289,17 +295,17 @@ __device__ __forceinline__ void attention_bwd_dkv(const StepState* state, const 
 ATTENTION_FWD(attention_fwd_f32, float)
 ATTENTION_FWD(attention_fwd_bf16, bf16)
 
-#define ATTENTION_BWD_DELTA(symbol, E)                                                                   \
-  extern "C" __global__ void __launch_bounds__(32 * WARPS)                                               \
-      symbol(const StepState* __restrict__ state, const E* __restrict__ dout,                            \
-             const float* __restrict__ lse, const E* __restrict__ q, const E* __restrict__ k,            \
-             const E* __restrict__ v, const int* __restrict__ sequence_ids,                              \
-             const int* __restrict__ cu_seqlens, unsigned site, unsigned threshold,                      \
-             float* __restrict__ delta, int n_heads, int head_size) {                                    \
-    const Packing packing{sequence_ids, cu_seqlens, n_heads, head_size};                                 \
-    const Saved<E> saved{dout, nullptr, lse, q, k, v};                                                   \
-    attention_bwd_delta(state, packing, Dropout(state, site, threshold), saved, delta);                  \
-  }                                                                                                      \
+#define ATTENTION_BWD_DELTA(symbol, E)                                                        \
+  extern "C" __global__ void __launch_bounds__(32 * WARPS)                                    \
+      symbol(const StepState* __restrict__ state, const E* __restrict__ dout,                 \
+             const float* __restrict__ lse, const E* __restrict__ q, const E* __restrict__ k, \
+             const E* __restrict__ v, const int* __restrict__ sequence_ids,                   \
+             const int* __restrict__ cu_seqlens, unsigned site, unsigned threshold,           \
+             float* __restrict__ delta, int n_heads, int head_size) {                         \
+    const Packing packing{sequence_ids, cu_seqlens, n_heads, head_size};                      \
+    const Saved<E> saved{dout, nullptr, lse, q, k, v};                                        \
+    attention_bwd_delta(state, packing, Dropout(state, site, threshold), saved, delta);       \
+  }                                                                                           \
   EXPORT_KERNEL(symbol)
 ATTENTION_BWD_DELTA(attention_bwd_delta_f32, float)
 ATTENTION_BWD_DELTA(attention_bwd_delta_bf16, bf16)

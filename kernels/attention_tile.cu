@@ -297,16 +297,16 @@ __device__ __forceinline__ void attention_bwd_tile(const StepState* state, const
 ATTENTION_FWD_TILE(attention_fwd_bf16_tile_32, 32)
 ATTENTION_FWD_TILE(attention_fwd_bf16_tile_64, 64)
 
-#define ATTENTION_BWD_TILE(symbol, SIZE)                                                             \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                           \
-      symbol(const StepState* __restrict__ state, const bf16* __restrict__ dout,                     \
-             const float* __restrict__ lse, const bf16* __restrict__ q, const bf16* __restrict__ k,  \
-             const bf16* __restrict__ v, const int4* __restrict__ strips, unsigned site,             \
-             unsigned threshold, bf16* __restrict__ dq, bf16* __restrict__ dk,                       \
-             bf16* __restrict__ dv) {                                                                \
-    const Dropout dropout(state, site, threshold);                                                   \
-    attention_bwd_tile<SIZE>(state, dropout, Backward{dout, lse, q, k, v, dq, dk, dv}, strips);      \
-  }                                                                                                  \
+#define ATTENTION_BWD_TILE(symbol, SIZE)                                                            \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                          \
+      symbol(const StepState* __restrict__ state, const bf16* __restrict__ dout,                    \
+             const float* __restrict__ lse, const bf16* __restrict__ q, const bf16* __restrict__ k, \
+             const bf16* __restrict__ v, const int4* __restrict__ strips, unsigned site,            \
+             unsigned threshold, bf16* __restrict__ dq, bf16* __restrict__ dk,                      \
+             bf16* __restrict__ dv) {                                                               \
+    const Dropout dropout(state, site, threshold);                                                  \
+    attention_bwd_tile<SIZE>(state, dropout, Backward{dout, lse, q, k, v, dq, dk, dv}, strips);     \
+  }                                                                                                 \
   EXPORT_KERNEL(symbol)
 ATTENTION_BWD_TILE(attention_bwd_bf16_tile_32, 32)
 ATTENTION_BWD_TILE(attention_bwd_bf16_tile_64, 64)

@@ -381,15 +381,15 @@ __device__ __forceinline__ HeadSums sum_labelled_rows(int n_rows, int cols, int 
 //          smem = 1056.
 //          At most 40 registers (sm_80, sm_90a), no spill.
 // PICTURE  block (i, c): rows 8k + w by warp w, column 32 i + l by lane l; then warp 0 adds the warps' sums.
-// NEEDS    nothing of C and D; one kernel for both types of weights. Rows without a label are not read. The order of the sum depends on the number
-//          of the row alone: bitwise repeatable.
+// NEEDS    nothing of C and D; one kernel for both types of weights. Rows without a label are not read. The
+//          order of the sum depends on the number of the row alone: bitwise repeatable.
 // HISTORY  not yet measured on a device.
 extern "C" __global__ void __launch_bounds__(THREADS)
     head_wgrad(const StepState* state, int cols, int n_labels, const float* x, const float* dlogits,
                const int* labels, float* dweight, float* dbias) {
   DYNAMIC_SHARED(partial_sums);
   float* weight_sums = reinterpret_cast<float*>(partial_sums);  // [warp][lane]
-  float* bias_sums = weight_sums + THREADS;            // [warp]
+  float* bias_sums = weight_sums + THREADS;                     // [warp]
   const int label = blockIdx.y;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;

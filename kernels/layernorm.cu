@@ -389,19 +389,19 @@ __device__ __forceinline__ void dropout_rows(const StepState* state, int rows, i
   }
 }
 
-#define LAYERNORM_FWD(symbol, E, Row, BLOCKS)                                                          \
-  extern "C" __global__ void __launch_bounds__(ROW_THREADS, BLOCKS)                                    \
-      symbol(const StepState* __restrict__ state, int rows, int width, const E* __restrict__ x,        \
-             const E* __restrict__ residual, const float* __restrict__ residual_stream,                \
-             const int* __restrict__ sequence_ids, const int* __restrict__ cu_seqlens, unsigned site,  \
-             unsigned threshold, const float* __restrict__ gamma, const float* __restrict__ beta,      \
-             float eps, E* __restrict__ out, float* __restrict__ stream, E* __restrict__ xhat,         \
-             float* __restrict__ rstd) {                                                               \
-    const RowDropout dropout{sequence_ids, cu_seqlens, site, threshold};                               \
-    const NormInputs<E> from{x, residual, residual_stream, dropout};                                   \
-    const NormOutputs<E> to{gamma, beta, eps, out, stream, xhat, rstd};                                \
-    layernorm_fwd<E, Row>(state, rows, width, from, to);                                               \
-  }                                                                                                    \
+#define LAYERNORM_FWD(symbol, E, Row, BLOCKS)                                                         \
+  extern "C" __global__ void __launch_bounds__(ROW_THREADS, BLOCKS)                                   \
+      symbol(const StepState* __restrict__ state, int rows, int width, const E* __restrict__ x,       \
+             const E* __restrict__ residual, const float* __restrict__ residual_stream,               \
+             const int* __restrict__ sequence_ids, const int* __restrict__ cu_seqlens, unsigned site, \
+             unsigned threshold, const float* __restrict__ gamma, const float* __restrict__ beta,     \
+             float eps, E* __restrict__ out, float* __restrict__ stream, E* __restrict__ xhat,        \
+             float* __restrict__ rstd) {                                                              \
+    const RowDropout dropout{sequence_ids, cu_seqlens, site, threshold};                              \
+    const NormInputs<E> from{x, residual, residual_stream, dropout};                                  \
+    const NormOutputs<E> to{gamma, beta, eps, out, stream, xhat, rstd};                               \
+    layernorm_fwd<E, Row>(state, rows, width, from, to);                                              \
+  }                                                                                                   \
   EXPORT_KERNEL(symbol)
 LAYERNORM_FWD(layernorm_fwd_f32_1, float, RegisterRow<1>, 4)
 LAYERNORM_FWD(layernorm_fwd_f32_2, float, RegisterRow<2>, 3)
@@ -418,10 +418,11 @@ LAYERNORM_FWD(layernorm_fwd_bf16_wide, bf16, SharedRow, 2)
   extern "C" __global__ void __launch_bounds__(ROW_THREADS, BLOCKS) symbol(                              \
       const StepState* __restrict__ state, int rows, int width, const E* __restrict__ dout0,             \
       const E* __restrict__ dout1, const E* __restrict__ dout2, const E* __restrict__ dout3, int n_dout, \
-      const float* __restrict__ wide_dout, const E* __restrict__ xhat, const float* __restrict__ rstd, const float* __restrict__ gamma,       \
+      const float* __restrict__ wide_dout, const E* __restrict__ xhat,                                   \
+      const float* __restrict__ rstd, const float* __restrict__ gamma,                                   \
       const int* __restrict__ sequence_ids, const int* __restrict__ cu_seqlens, unsigned site,           \
       unsigned threshold, E* __restrict__ dx, E* __restrict__ dresidual) {                               \
-    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout, wide_dout};                                       \
+    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout, wide_dout};                            \
     const NormGradients<E> to{{sequence_ids, cu_seqlens, site, threshold}, dx, dresidual};               \
     layernorm_bwd_dx<E, Row>(state, rows, width, dout, xhat, rstd, gamma, to);                           \
   }                                                                                                      \
@@ -441,8 +442,9 @@ LAYERNORM_BWD_DX(layernorm_bwd_dx_bf16_wide, bf16, SharedRow, 2)
   extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) symbol(                                   \
       const StepState* __restrict__ state, int rows, int width, const E* __restrict__ dout0,             \
       const E* __restrict__ dout1, const E* __restrict__ dout2, const E* __restrict__ dout3, int n_dout, \
-      const float* __restrict__ wide_dout, const E* __restrict__ xhat, float* __restrict__ gamma_slices, float* __restrict__ beta_slices) {   \
-    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout, wide_dout};                                       \
+      const float* __restrict__ wide_dout, const E* __restrict__ xhat,                                   \
+      float* __restrict__ gamma_slices, float* __restrict__ beta_slices) {                               \
+    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout, wide_dout};                            \
     const Slices slices(gamma_slices, beta_slices, width);                                               \
     layernorm_bwd_params(state, rows, width, dout, xhat, slices);                                        \
   }                                                                                                      \
@@ -455,11 +457,11 @@ LAYERNORM_BWD_PARAMS(layernorm_bwd_params_bf16, bf16)
       symbol(const StepState* __restrict__ state, int rows, int width, const E* __restrict__ dout0,          \
              const E* __restrict__ dout1, const E* __restrict__ dout2, const E* __restrict__ dout3,          \
              int n_dout, const float* __restrict__ wide_dout, const E* __restrict__ xhat,                    \
-             const float* __restrict__ rstd,                                                                 \
-             const float* __restrict__ gamma, const int* __restrict__ sequence_ids,                          \
+             const float* __restrict__ rstd, const float* __restrict__ gamma,                                \
+             const int* __restrict__ sequence_ids,                                                           \
              const int* __restrict__ cu_seqlens, unsigned site, unsigned threshold, E* __restrict__ dx,      \
              E* __restrict__ dresidual, float* __restrict__ gamma_slices, float* __restrict__ beta_slices) { \
-    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout, wide_dout};                                           \
+    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout, wide_dout};                                \
     const NormGradients<E> to{{sequence_ids, cu_seqlens, site, threshold}, dx, dresidual};                   \
     const Slices slices(gamma_slices, beta_slices, width);                                                   \
     layernorm_bwd<E, N>(state, rows, width, dout, xhat, rstd, gamma, to, slices);                            \
@@ -479,7 +481,7 @@ LAYERNORM_BWD(layernorm_bwd_bf16_4, bf16, 4, 1)
       symbol(const StepState* __restrict__ state, int rows, int width, const E* __restrict__ x,       \
              const int* __restrict__ sequence_ids, const int* __restrict__ cu_seqlens, unsigned site, \
              unsigned threshold, E* __restrict__ out) {                                               \
-    const Gradients<E> from{{x, nullptr, nullptr, nullptr}, 1, nullptr};                                       \
+    const Gradients<E> from{{x, nullptr, nullptr, nullptr}, 1, nullptr};                              \
     dropout_rows(state, rows, width, from, {sequence_ids, cu_seqlens, site, threshold}, out);         \
   }                                                                                                   \
   EXPORT_KERNEL(symbol)
@@ -492,7 +494,7 @@ DROPOUT_FWD(dropout_fwd_bf16, bf16)
              const E* __restrict__ dout1, const E* __restrict__ dout2, const E* __restrict__ dout3, \
              int n_dout, const int* __restrict__ sequence_ids, const int* __restrict__ cu_seqlens,  \
              unsigned site, unsigned threshold, E* __restrict__ dx) {                               \
-    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout, nullptr};                                  \
+    const Gradients<E> dout{{dout0, dout1, dout2, dout3}, n_dout, nullptr};                         \
     dropout_rows(state, rows, width, dout, {sequence_ids, cu_seqlens, site, threshold}, dx);        \
   }                                                                                                 \
   EXPORT_KERNEL(symbol)

@@ -17,17 +17,17 @@
 
 #define FWD_TILE_PARAMETERS \
   const StepState*, const bf16*, const bf16*, const bf16*, const int4*, unsigned, unsigned, bf16*, float*
-#define BWD_TILE_PARAMETERS                                                                        \
+#define BWD_TILE_PARAMETERS                                                           \
   const StepState*, const bf16*, const float*, const bf16*, const bf16*, const bf16*, \
       const int4*, unsigned, unsigned, bf16*, bf16*, bf16*
 
 #define FWD_LONG_PARAMETERS                                                                             \
   const StepState*, const bf16*, const bf16*, const bf16*, const int2*, const int*, unsigned, unsigned, \
       bf16*, float*
-#define DELTA_LONG_PARAMETERS                                                                             \
+#define DELTA_LONG_PARAMETERS                                                                                  \
   const StepState*, const bf16*, const float*, const bf16*, const bf16*, const bf16*, const int2*, const int*, \
       unsigned, unsigned, float*
-#define DELTA_PARAMETERS(E)                                                                              \
+#define DELTA_PARAMETERS(E)                                                                                 \
   const StepState*, const E*, const float*, const E*, const E*, const E*, const int*, const int*, unsigned, \
       unsigned, float*, int, int
 #define BWD_LONG_PARAMETERS                                                                         \

@@ -8,18 +8,18 @@
 #include "testing.h"
 
 extern "C" {
-#define ELEMENTWISE(suffix, E)                                                                     \
-  void gelu_fwd_##suffix(const StepState*, int, int, const E*, E*);                                \
-  void gelu_bwd_##suffix(const StepState*, int, int, const E*, const E*, E*);                      \
-  void tanh_fwd_##suffix(const StepState*, int, int, const E*, float*);                            \
-  void tanh_bwd_##suffix(const StepState*, int, int, const float*, const float*, E*);              \
-  void bias_grad_##suffix(const StepState*, int, int, const E*, float*, float*, unsigned*);        \
-  void pool_fwd_##suffix(const StepState*, int, int, const E*, const int*, float*);                \
-  void pool_bwd_##suffix(const StepState*, int, int, const E*, const int*, const int*, float*);    \
-  void head_fwd_##suffix(const StepState*, int, int, const float*, const E*, const float*,         \
+#define ELEMENTWISE(suffix, E)                                                                  \
+  void gelu_fwd_##suffix(const StepState*, int, int, const E*, E*);                             \
+  void gelu_bwd_##suffix(const StepState*, int, int, const E*, const E*, E*);                   \
+  void tanh_fwd_##suffix(const StepState*, int, int, const E*, float*);                         \
+  void tanh_bwd_##suffix(const StepState*, int, int, const float*, const float*, E*);           \
+  void bias_grad_##suffix(const StepState*, int, int, const E*, float*, float*, unsigned*);     \
+  void pool_fwd_##suffix(const StepState*, int, int, const E*, const int*, float*);             \
+  void pool_bwd_##suffix(const StepState*, int, int, const E*, const int*, const int*, float*); \
+  void head_fwd_##suffix(const StepState*, int, int, const float*, const E*, const float*,      \
                          const int*, float*);
 #define HEAD(E) const float*, const E*, const int*, int
-#define HEAD_DGRAD(suffix, E)                                                                     \
+#define HEAD_DGRAD(suffix, E)                                                                          \
   void head_dgrad_##suffix(const StepState*, int, float*, HEAD(E), HEAD(E), HEAD(E), HEAD(E), HEAD(E), \
                            HEAD(E), HEAD(E), HEAD(E));
 ELEMENTWISE(f32, float)
@@ -34,11 +34,11 @@ void adamw_step(const StepState*, const uint64_t*, const uint2*, const float*);
 }
 
 // Launches the instance of `op` for the element type E.
-#define LAUNCH(E, op, grid, block, shared, ...)                                          \
-  if constexpr (std::is_same_v<E, float>) {                                              \
-    testing::launch(&op##_f32, #op "_f32", grid, block, shared, __VA_ARGS__);            \
-  } else {                                                                               \
-    testing::launch(&op##_bf16, #op "_bf16", grid, block, shared, __VA_ARGS__);          \
+#define LAUNCH(E, op, grid, block, shared, ...)                                 \
+  if constexpr (std::is_same_v<E, float>) {                                     \
+    testing::launch(&op##_f32, #op "_f32", grid, block, shared, __VA_ARGS__);   \
+  } else {                                                                      \
+    testing::launch(&op##_bf16, #op "_bf16", grid, block, shared, __VA_ARGS__); \
   }
 
 namespace {
