@@ -155,8 +155,8 @@ impl Case {
             });
             let cost = self.cost(dropout, "attention_bwd", "d.l0.q");
             bench(group, &format!("attention_bwd{suffix}"), flops(cost), || {
-                let v_and_out = Some((&v[..], &out[..]));
-                let saved = AttentionSaved { dout: &dout, lse: &lse, q: &q, k: &k, v_and_out };
+                let v = Some(&v[..]);
+                let saved = AttentionSaved { dout: &dout, lse: &lse, q: &q, k: &k, v };
                 let to =
                     AttentionGradients { dq: Some(&mut dq), dk: Some(&mut dk), dv: Some(&mut dv) };
                 Cpu.attention_bwd(&saved, &shape, to);

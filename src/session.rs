@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda;
 use crate::backend::host::HostBackend;
-use crate::backend::{Backend, Bound, StepState, StepTimes, Timing};
+use crate::backend::{Backend, Bound, KernelLaunch, StepState, StepTimes, Timing};
 use crate::batch::Batch;
 use crate::freeze::FreezeMask;
 use crate::model::{Network, ParamId};
@@ -164,6 +164,11 @@ impl Session {
             )));
         }
         Ok(StepOutcome { losses, grad_norm, times })
+    }
+
+    /// The launches of each op of a step, in the order of its ops; empty where ops are no kernels.
+    pub fn launches(&self, step: &Step) -> &[Vec<KernelLaunch>] {
+        self.backend.launches(&step.bound)
     }
 
     /// The logits of a task after a run, `[B, C]`.

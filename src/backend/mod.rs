@@ -49,13 +49,53 @@ pub enum Timing {
     Ops,
 }
 
-/// Times of one run.
+/// Times of one run, and with [`Timing::Ops`] what its launches did.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepTimes {
     /// Forward, backward, optimizer; zero where timing is off.
     pub phases: [Duration; 3],
     /// By op of the plan, empty unless [`Timing::Ops`].
     pub ops: Vec<Duration>,
+    /// By launch, in the order of [`Backend::launches`], empty unless [`Timing::Ops`].
+    pub launches: Vec<Duration>,
+    /// By launch, on the emulator alone.
+    pub counts: Vec<LaunchCounts>,
+}
+
+/// How an op starts a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelLaunch {
+    /// The kernel's symbol.
+    pub kernel: String,
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: usize,
+}
+
+/// What a launch did on the emulator. The fields are those of `EmulatorCounts` in
+/// `kernels/emulator/abi.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct LaunchCounts {
+    /// Switches between threads.
+    pub switches: u64,
+    /// Barriers of a block.
+    pub barriers: u64,
+    /// Shuffles, votes and matrix loads of a warp.
+    pub collectives: u64,
+    /// Asynchronous copies of 16 bytes.
+    pub async_copies: u64,
+    /// Tensor-core products of a warp.
+    pub mma: u64,
+    /// Sectors of 32 bytes that accesses to global memory touch.
+    pub global_sectors: u64,
+    /// Bytes that these accesses ask for.
+    pub global_bytes: u64,
+    /// Further passes that bank conflicts cost in shared memory.
+    pub shared_conflicts: u64,
 }
 
 /// A plan that a backend has made room for.
@@ -104,6 +144,9 @@ pub trait Backend {
         state: &StepState,
         timing: Timing,
     ) -> Result<StepTimes>;
+
+    /// The launches of each op of a bound plan, in the order of its ops; empty where ops are no kernels.
+    fn launches(&self, bound: &Bound) -> &[Vec<KernelLaunch>];
 
     /// The live elements of a buffer after a run of this plan: a result, a gradient, or an activation
     /// that nothing has overwritten.

@@ -4,20 +4,19 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::args::{DeviceArgs, ModelArgs, full_capacity, parse_task_size, positive, task_sizes};
+use super::args::{DeviceArgs, ModelArgs, positive};
 use super::bench_training::Trainings;
-use super::data_args::{DataArgs, longest};
+use super::data_args::DataArgs;
 use super::step::Rates;
 use super::train::TrainingArgs;
+use super::workload::Workload;
 use super::{memory_probe, print, print_json, progress};
-use crate::backend::host::{available_bytes, refuse_if_short};
 use crate::batch::Batch;
-use crate::data::{Corpus, Synthetic, synthetic};
-use crate::freeze::{FreezeMask, FreezeSpec};
+use crate::freeze::FreezeSpec;
 use crate::measure::Ceilings;
 use crate::measure::scenarios::{MeasureOptions, Scenario, measure, step_options};
-use crate::model::{Network, Source};
-use crate::plan::{Capacity, Layout, compile};
+use crate::model::Network;
+use crate::plan::Capacity;
 use crate::report::environment::Environment;
 use crate::report::{Row, json as json_report, table};
 use crate::session::{Device, Engine};
@@ -64,27 +63,21 @@ pub struct Args {
     config: Option<PathBuf>,
 }
 
-/// What the steps run on.
-enum Workload {
-    Real(Box<Corpus>),
-    /// Sizes of the tasks; every row has this many tokens.
-    Synthetic(Vec<(String, usize)>, usize),
-}
-
 pub fn run(args: &Args) -> Result<()> {
     let specs = scenario_specs(&args.scenarios)?;
     let engine = args.device.prepare()?;
     let source = args.model.source()?;
-    let workload = workload(args, &source)?;
-    let sizes = match &workload {
-        Workload::Real(corpus) => corpus.task_sizes(),
-        Workload::Synthetic(sizes, _) => sizes.clone(),
-    };
-    let network = source.network(&sizes, args.model.pooling)?;
+    let workload = Workload::open(&args.data, &source, args.seed)?;
+    if args.train && matches!(workload, Workload::Synthetic { .. }) {
+        return Err(Error::usage("--train needs data: give every task as NAME=FILE"));
+    }
+    let network = source.network(&workload.task_sizes(), args.model.pooling)?;
     let scenarios = (specs.iter())
         .map(|spec| Ok(Scenario { freeze: spec.text().to_owned(), mask: spec.mask(&network)? }))
         .collect::<Result<Vec<_>>>()?;
-    let batches = batches(args, engine, &workload, &network)?;
+    let n_batches = args.rounds + args.warmup;
+    let options = |capacity| step_options(capacity, engine.compute, args.rates.clip());
+    let batches = workload.batches(&args.data, &network, n_batches, args.seed, options)?;
     let initial = source.initial_values(&network, args.seed)?;
     let mut trainings = match &workload {
         Workload::Real(corpus) if args.train => {
@@ -162,68 +155,6 @@ fn scenario_specs(texts: &[String]) -> Result<Vec<FreezeSpec>> {
     Ok(specs)
 }
 
-fn workload(args: &Args, source: &Source) -> Result<Workload> {
-    let mut n_sized = 0;
-    for text in &args.data.tasks {
-        n_sized += usize::from(parse_task_size(text)?.is_some());
-    }
-    if n_sized == 0 {
-        return Ok(Workload::Real(Box::new(args.data.corpus(source, args.seed)?)));
-    }
-    if args.train {
-        return Err(Error::usage("--train needs data: give every task as NAME=FILE"));
-    }
-    let length = longest(args.data.max_length, source.config(), 128)?;
-    Ok(Workload::Synthetic(task_sizes(&args.data.tasks)?, length))
-}
-
-/// One batch a round, as far as the data reach.
-fn batches(
-    args: &Args,
-    engine: Engine,
-    workload: &Workload,
-    network: &Network,
-) -> Result<Vec<Batch>> {
-    let n_batches = args.rounds + args.warmup;
-    match workload {
-        Workload::Real(corpus) => {
-            let epoch = corpus.epoch(args.data.limit(), args.seed, 0)?;
-            // The last batch of an epoch may be a remainder, which would measure something else.
-            let n_full = epoch.len().saturating_sub(1).max(1);
-            let chosen = epoch.iter().take(n_full.min(n_batches));
-            Ok(chosen.map(|indices| corpus.pack(&corpus.train, indices)).collect())
-        }
-        Workload::Synthetic(sizes, length) => {
-            let n_sequences = match args.data.batch_tokens {
-                Some(tokens) if tokens < *length => {
-                    return Err(Error::usage(format!(
-                        "--batch-tokens {tokens}: a sequence of {length} tokens does not fit"
-                    )));
-                }
-                Some(tokens) => tokens / length,
-                None => args.data.batch_size,
-            };
-            let capacity = full_capacity(n_sequences, *length)?;
-            // Before the batch itself takes memory.
-            let baseline = FreezeMask::none(network.params.len());
-            let options = step_options(capacity, engine.compute, args.rates.clip());
-            let layout = Layout::new(&compile(network, &baseline, &options));
-            if let Some(free) = available_bytes() {
-                refuse_if_short(layout.memory.total(), free, capacity, &layout)?;
-            }
-            let shape = Synthetic {
-                n_sequences,
-                length: *length,
-                vocab_size: network.config.vocab_size,
-                pad_id: network.config.pad_token_id.map(|id| id as usize),
-                n_labels: sizes.iter().map(|(_, n_labels)| *n_labels).collect(),
-                positions: network.config.position_scheme(),
-            };
-            Ok(vec![synthetic(&shape, args.seed)?])
-        }
-    }
-}
-
 fn report(
     args: &Args,
     engine: Engine,
@@ -252,6 +183,11 @@ fn report(
             "rounds": args.rounds,
             "warmup": args.warmup,
             "seed": args.seed,
+            "learning_rate": args.rates.learning_rate,
+            "head_learning_rate": args.rates.of_heads(),
+            "weight_decay": args.rates.weight_decay,
+            "max_grad_norm": args.rates.max_grad_norm,
+            "training": args.train.then(|| args.training.settings()),
         });
         return print_json(&json_report::document(&environment, settings, ceilings, rows));
     }

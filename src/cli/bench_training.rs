@@ -10,7 +10,7 @@ use crate::measure::scenarios::{Measurement, Scenario};
 use crate::model::{Group, ModelFolder, Network, ParamId, Source};
 use crate::report::Training;
 use crate::session::{Engine, Session};
-use crate::train::{TrainOptions, TrainOutcome, evaluate, prove_frozen, train};
+use crate::train::{Evaluator, TrainOptions, TrainOutcome, prove_frozen, train};
 use crate::{Error, Result};
 
 /// Trains the scenarios of one `bench`, all from the same start.
@@ -78,8 +78,9 @@ impl<'a> Trainings<'a> {
         eprintln!("training with {} frozen", scenario.freeze);
         let mut session = self.engine.session(self.network.clone(), start.clone())?;
         let freezes_a_head = head_params(self.network).any(|id| scenario.mask.is_frozen(id));
+        let eval = Evaluator::new(&mut session, self.corpus, &self.corpus.eval)?;
         let before = match freezes_a_head {
-            true => Some(evaluate(&mut session, self.corpus, &self.corpus.eval, 0)?),
+            true => Some(eval.evaluate(&mut session, 0)?),
             false => None,
         };
         let outcome = self.train(&mut session, &scenario.mask)?;
@@ -88,8 +89,9 @@ impl<'a> Trainings<'a> {
         let proof = prove_frozen(&mut session, &outcome.trained, file, &start, &given)?;
         let n_steps = outcome.n_steps;
         Ok(Some(Training {
-            eval: evaluate(&mut session, self.corpus, &self.corpus.eval, n_steps)?,
-            train: evaluate(&mut session, self.corpus, &self.corpus.train, n_steps)?,
+            eval: eval.evaluate(&mut session, n_steps)?,
+            train: Evaluator::new(&mut session, self.corpus, &self.corpus.train)?
+                .evaluate(&mut session, n_steps)?,
             before,
             seconds: outcome.train_time.as_secs_f64(),
             n_proven: proof.n_tensors,

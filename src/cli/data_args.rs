@@ -80,6 +80,15 @@ impl DataArgs {
                 count.eval
             );
         }
+        for (at, task) in dataset.tasks.iter().enumerate() {
+            let has_rows = dataset.eval.iter().any(|example| example.labels[at].is_some());
+            if !has_rows && !dataset.eval.is_empty() {
+                eprintln!(
+                    "task {0} has no evaluation rows: add --eval {0}=FILE, or a `split` column",
+                    task.name
+                );
+            }
+        }
         let rules = TokenRules {
             vocab_size: folder.config.vocab_size,
             max_length: self.longest(folder)?,

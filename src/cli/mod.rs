@@ -8,10 +8,12 @@ mod data_args;
 mod doctor;
 mod memory_probe;
 mod plan;
+mod profile;
 mod progress;
 mod settings;
 mod step;
 mod train;
+mod workload;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -38,6 +40,8 @@ enum Command {
     Train(Box<train::Args>),
     /// Print the plan of a training step, its cost and memory; needs config.json alone
     Plan(plan::Args),
+    /// Show where the time of a step goes, op by op and kernel by kernel
+    Profile(Box<profile::Args>),
     /// Run training steps on a given batch and dump losses, logits, gradients and parameters
     Step(step::Args),
     /// The growth of this process's memory over one scenario's steps, for bench
@@ -57,8 +61,8 @@ enum Command {
 /// Text for people goes to stderr, results to stdout; errors are one block on stderr, and the exit
 /// status is [`Error::exit_code`].
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let outcome = settings::expand(args.into_iter().collect(), &Cli::command()).and_then(|args| {
-        let matches = Cli::command().try_get_matches_from(args);
+    let outcome = settings::expand(args.into_iter().collect(), &command()).and_then(|args| {
+        let matches = command().try_get_matches_from(args);
         match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
             Ok(cli) => run(cli.command),
             // Help and version are "errors" that print to stdout with status 0.
@@ -81,6 +85,7 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Train(args) => train::run(&args),
         Command::MemoryProbe(args) => memory_probe::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Step(args) => step::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => {
@@ -91,9 +96,33 @@ fn run(command: Command) -> Result<(), Error> {
     }
 }
 
+/// The command line.
+fn command() -> clap::Command {
+    const SIZES: [&str; 2] = ["bench", "profile"];
+    // A number below zero is a value like others, which its option refuses in words of its own.
+    let mut command = Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| match arg.get_action().takes_values() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        })
+    });
+    for name in SIZES {
+        command = command.mut_subcommand(name, |command| {
+            command.mut_arg("tasks", |arg| {
+                arg.value_name("NAME=FILE[:TEXT[:LABEL]]|NAME=N").help(
+                    "A task and its file: CSV, TSV or JSON lines (repeatable); columns default to \
+                     `text`, and to the task's name or `label`. Or its number of labels: then tokens \
+                     are synthetic",
+                )
+            })
+        });
+    }
+    command
+}
+
 /// The command line without its hidden subcommands, which completion scripts would offer.
 fn shown_command() -> clap::Command {
-    let command = Cli::command();
+    let command = command();
     let shown = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()).cloned();
     clap::Command::new("frostline")
         .version(env!("CARGO_PKG_VERSION"))

@@ -85,6 +85,19 @@ fn warmup(text: &str) -> std::result::Result<Warmup, String> {
 }
 
 impl TrainingArgs {
+    /// The options as JSON, for a report.
+    pub fn settings(&self) -> serde_json::Value {
+        json!({
+            "num_train_epochs": self.num_train_epochs,
+            "max_steps": self.max_steps,
+            "warmup_steps": match self.warmup_steps {
+                Warmup::Ratio(ratio) => json!(ratio),
+                Warmup::Steps(steps) => json!(steps),
+            },
+            "lr_scheduler_type": self.lr_scheduler_type,
+        })
+    }
+
     /// The options of a run.
     pub fn options(&self, data: &DataArgs, rates: &Rates, seed: u64) -> TrainOptions {
         TrainOptions {
@@ -116,6 +129,11 @@ pub fn run(args: &Args) -> Result<()> {
     let source = args.model.source()?;
     let corpus = args.data.corpus(&source, args.seed)?;
     let network = source.network(&corpus.task_sizes(), args.model.pooling)?;
+    for (task, _) in source.known_labels() {
+        if !corpus.tasks.iter().any(|known| known.name == task) {
+            eprintln!("the model's head `{task}` is left out: no --task names it");
+        }
+    }
     let mask = spec.mask(&network)?;
     let initial = source.initial_values(&network, args.seed)?;
     let n_values = network.n_values();

@@ -38,6 +38,19 @@ pub struct MeasureOptions {
     pub seed: u64,
 }
 
+impl MeasureOptions {
+    /// The state of step `step`, from 1.
+    pub fn state(&self, step: u64) -> StepState {
+        StepState {
+            step,
+            learning_rate: self.learning_rate,
+            head_learning_rate: self.head_learning_rate,
+            weight_decay: self.weight_decay,
+            seed: self.seed,
+        }
+    }
+}
+
 /// How much faster than the baseline.
 #[derive(Clone, Copy, Debug)]
 pub struct Speedup {
@@ -161,13 +174,7 @@ fn one_round(
     counts: bool,
 ) -> Result<()> {
     run.n_steps += 1;
-    let state = StepState {
-        step: run.n_steps,
-        learning_rate: options.learning_rate,
-        head_learning_rate: options.head_learning_rate,
-        weight_decay: options.weight_decay,
-        seed: options.seed,
-    };
+    let state = options.state(run.n_steps);
     let begun = Instant::now();
     let outcome = session.run(&run.step, batch, &state, Timing::Phases)?;
     let elapsed = begun.elapsed();

@@ -227,7 +227,10 @@ pub fn write_model(dir: &Path, model: &TrainedModel) -> Result<()> {
     settings.push(b'\n');
     files::write_atomically(&dir.join(SETTINGS), &settings)?;
     match model.origin {
-        Some(folder) => copy_companions(&folder.dir, dir),
+        Some(folder) => {
+            copy_companions(&folder.dir, dir)?;
+            write_pooling(&folder.dir, dir, model.network)
+        }
         None => {
             let config = published_config_json(&model.network.config);
             files::write_atomically(&dir.join("config.json"), config.as_bytes())
@@ -237,7 +240,7 @@ pub fn write_model(dir: &Path, model: &TrainedModel) -> Result<()> {
 
 /// Copies what belongs to a model beside its weights: configuration, tokenizer, pooling.
 fn copy_companions(from: &Path, to: &Path) -> Result<()> {
-    const COMPANIONS: [&str; 11] = [
+    const COMPANIONS: [&str; 9] = [
         "config.json",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -247,21 +250,51 @@ fn copy_companions(from: &Path, to: &Path) -> Result<()> {
         "merges.txt",
         "sentencepiece.bpe.model",
         "sentence_bert_config.json",
-        "modules.json",
-        "1_Pooling/config.json",
     ];
     for name in COMPANIONS {
         let source = from.join(name);
         if !source.is_file() {
             continue;
         }
-        let target = to.join(name);
-        if let Some(parent) = target.parent() {
-            std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
-        }
-        std::fs::copy(&source, &target).map_err(|e| Error::io(&source, e))?;
+        std::fs::copy(&source, to.join(name)).map_err(|e| Error::io(&source, e))?;
     }
     Ok(())
+}
+
+const MODULES: &str = "modules.json";
+const POOLING_FOLDER: &str = "1_Pooling";
+const POOLING: &str = "1_Pooling/config.json";
+
+/// Says in sentence-transformers' files, where the model came with them, how the trained one pools. They
+/// have no word for the tanh pooler: then they are left out, and transformers alone reads the folder.
+fn write_pooling(from: &Path, to: &Path, network: &Network) -> Result<()> {
+    let is_cls = match network.pooling {
+        Pooling::Cls => true,
+        Pooling::Mean => false,
+        Pooling::Pooler => return Ok(()),
+    };
+    let modules = from.join(MODULES);
+    if modules.is_file() {
+        std::fs::copy(&modules, to.join(MODULES)).map_err(|e| Error::io(&modules, e))?;
+    }
+    let (source, target) = (from.join(POOLING), to.join(POOLING));
+    if !source.is_file() {
+        return Ok(());
+    }
+    let folder = to.join(POOLING_FOLDER);
+    std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+    if sentence_transformers_pooling(from)? == Some(network.pooling) {
+        std::fs::copy(&source, &target).map_err(|e| Error::io(&source, e))?;
+        return Ok(());
+    }
+    let settings = serde_json::json!({
+        "word_embedding_dimension": network.config.hidden_size,
+        "pooling_mode_cls_token": is_cls,
+        "pooling_mode_mean_tokens": !is_cls,
+        "pooling_mode_max_tokens": false,
+        "pooling_mode_mean_sqrt_len_tokens": false,
+    });
+    files::write_atomically(&target, format!("{settings:#}\n").as_bytes())
 }
 
 /// A config.json for a model that started from a published size.
@@ -316,7 +349,7 @@ fn read_json(path: &Path) -> Result<Option<Value>> {
 
 /// What sentence-transformers' `1_Pooling/config.json` says, in its old and its new form.
 fn sentence_transformers_pooling(dir: &Path) -> Result<Option<Pooling>> {
-    let path = dir.join("1_Pooling/config.json");
+    let path = dir.join(POOLING);
     let Some(value) = read_json(&path)? else {
         return Ok(None);
     };

@@ -106,8 +106,8 @@ mod per_element {
     pub const SOFTMAX_FWD: usize = 6;
     /// Scale, subtract the logarithm, exp: per score.
     pub const SOFTMAX_AGAIN: usize = 3;
-    /// `p (dp - delta)`, scaled: per score.
-    pub const SOFTMAX_BWD: usize = 3;
+    /// `Σ p dp` (2), `p (dp - Σ)`, scaled (3): per score.
+    pub const SOFTMAX_BWD: usize = 5;
     /// Maximum, subtract, exp, sum: per logit; the gradient: divide, scale.
     pub const XENT: usize = 4;
     pub const XENT_GRADIENT: usize = 2;
@@ -235,12 +235,10 @@ impl Plan {
                 let n_products = 1
                     + usize::from(needs_scores)
                     + [dq, dk, dv].iter().filter(|target| target.is_some()).count();
-                let delta = if needs_scores { 2 * elements(*dout) } else { 0 };
                 let per_score = per_element::SOFTMAX_AGAIN
                     + if needs_scores { per_element::SOFTMAX_BWD } else { 0 }
                     + if dropout.is_some() { per_element::DROPOUT } else { 0 };
                 2 * n_products * counts.sum_squares * width
-                    + delta
                     + n_heads * counts.sum_squares * per_score
             }
             Op::EmbedWgrad { dx, .. } => elements(*dx),

@@ -221,10 +221,11 @@ pub enum Op {
         dbeta: Option<BufId>,
     },
     /// The gradients of [`Op::AttentionFwd`], probabilities computed again from `lse`. The one op with
-    /// several gradient targets, which share most of their work.
+    /// several gradient targets, which share most of their work. The inner product of a query's output and its
+    /// gradient, which the softmax needs, is summed as `Σ p dp`: exact also where the output was rounded
+    /// to bf16, and the output need not be saved.
     AttentionBwd {
         dout: BufId,
-        out: BufId,
         lse: BufId,
         q: BufId,
         k: BufId,

@@ -166,14 +166,13 @@ impl Op {
                 dout.iter_mut().for_each(|buf| f(Read(buf)));
                 [xhat, rstd, gamma].into_iter().for_each(|buf| f(Read(buf)));
             }
-            Op::AttentionBwd { dout, out, lse, q, k, v, cu_seqlens, dq, dk, dv, .. } => {
+            Op::AttentionBwd { dout, lse, q, k, v, cu_seqlens, dq, dk, dv, .. } => {
                 // dq and dk need the gradient of the probabilities, dv the probabilities alone.
                 let needs_scores = dq.is_some() || dk.is_some();
                 [dq, dk, dv].into_iter().for_each(|buf| f(Optional(buf)));
                 [dout, lse, q, k, cu_seqlens].into_iter().for_each(|buf| f(Read(buf)));
                 if needs_scores {
                     f(Read(v));
-                    f(Read(out));
                 }
             }
             Op::EmbedWgrad { dx, ids, dtable, .. } => {

@@ -1,8 +1,9 @@
 //! Renderings of what was measured: tables for people ([`table`]), one JSON document for programs
-//! ([`json`]).
+//! ([`json`]), and a step op by op ([`profile`]).
 
 pub mod environment;
 pub mod json;
+pub mod profile;
 pub mod table;
 
 use crate::measure::scenarios::Measurement;

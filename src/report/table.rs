@@ -107,12 +107,15 @@ pub fn quality(rows: &[Row]) -> String {
 }
 
 fn render(header: &[&str], rows: &[Row], cells: impl Fn(&Row) -> Vec<String>) -> String {
+    draw(header, rows.iter().map(cells).collect())
+}
+
+/// A table whose first column is text and whose others are figures.
+pub(super) fn draw(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(ASCII_BORDERS_ONLY_CONDENSED);
     table.set_header(header);
-    for row in rows {
-        table.add_row(cells(row));
-    }
+    table.add_rows(rows);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -135,7 +138,7 @@ fn interval(interval: Interval, n_rounds: usize, show: impl Fn(f64) -> String) -
 const LEAST_ROUNDS: usize = 6;
 
 /// Three digits that matter, and no more.
-fn digits(value: f64) -> String {
+pub(super) fn digits(value: f64) -> String {
     match value.abs() {
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),

@@ -8,7 +8,7 @@ use crate::backend::{StepState, Timing};
 use crate::data::{BatchLimit, Corpus, Split};
 use crate::freeze::FreezeMask;
 use crate::plan::StepOptions;
-use crate::session::Session;
+use crate::session::{Session, Step};
 
 /// One task's result.
 #[derive(Clone, Debug)]
@@ -45,61 +45,70 @@ impl Serialize for Quality {
     }
 }
 
-/// Sequences of an evaluation batch: no gradient is kept, so that a batch may be large.
-const SEQUENCES: usize = 64;
+/// An evaluation batch: no gradient is kept, so that it may be large.
+const LIMIT: BatchLimit = BatchLimit::Sequences(64);
 
-/// Runs all rows of `split` through the network as it is now, without dropout, `n_done` training
-/// steps behind it.
-///
-/// # Errors
-/// When the device fails, or a loss is not finite.
-pub fn evaluate(
-    session: &mut Session,
-    corpus: &Corpus,
-    split: &Split,
-    n_done: u64,
-) -> Result<Quality> {
-    let limit = BatchLimit::Sequences(SEQUENCES);
-    let mask = FreezeMask::all(session.network().params.len());
-    let options = StepOptions {
-        capacity: super::largest_batch(split, limit),
-        compute: session.compute(),
-        dropout: false,
-        max_grad_norm: None,
-    };
-    let step = session.compile(&mask, &options)?;
-    let state = StepState {
-        step: n_done,
-        learning_rate: 0.0,
-        head_learning_rate: 0.0,
-        weight_decay: 0.0,
-        seed: 0,
-    };
-    let mut tasks: Vec<TaskQuality> = (session.network().heads.iter())
-        .map(|head| TaskQuality {
-            task: head.task.clone(),
-            confusion: Confusion::new(head.n_labels),
-            loss: 0.0,
-        })
-        .collect();
-    for indices in corpus.in_order(split, limit)? {
-        let batch = corpus.pack(split, &indices);
-        let outcome = session.run(&step, &batch, &state, Timing::Off)?;
-        for (at, task) in tasks.iter_mut().enumerate() {
-            let logits = session.logits(&step, at)?;
-            let n_labels = logits.len() / batch.n_sequences();
-            let mut n_labelled = 0;
-            for (logits, &label) in logits.chunks_exact(n_labels).zip(&batch.labels[at]) {
-                if let Ok(label) = usize::try_from(label) {
-                    task.confusion.add(label, argmax(logits));
-                    n_labelled += 1;
+/// Measures the network on one split, as often as asked.
+pub struct Evaluator<'a> {
+    corpus: &'a Corpus,
+    split: &'a Split,
+    step: Step,
+}
+
+impl<'a> Evaluator<'a> {
+    /// Makes room for the batches of `split`.
+    ///
+    /// # Errors
+    /// When the device lacks the memory.
+    pub fn new(session: &mut Session, corpus: &'a Corpus, split: &'a Split) -> Result<Self> {
+        let mask = FreezeMask::all(session.network().params.len());
+        let options = StepOptions {
+            capacity: super::largest_batch(split, LIMIT),
+            compute: session.compute(),
+            dropout: false,
+            max_grad_norm: None,
+        };
+        Ok(Evaluator { corpus, split, step: session.compile(&mask, &options)? })
+    }
+
+    /// Runs all rows through the network as it is now, without dropout, `n_done` training steps behind it.
+    ///
+    /// # Errors
+    /// When the device fails, or a loss is not finite.
+    pub fn evaluate(&self, session: &mut Session, n_done: u64) -> Result<Quality> {
+        let state = StepState {
+            step: n_done,
+            learning_rate: 0.0,
+            head_learning_rate: 0.0,
+            weight_decay: 0.0,
+            seed: 0,
+        };
+        let mut tasks: Vec<TaskQuality> = (session.network().heads.iter())
+            .map(|head| TaskQuality {
+                task: head.task.clone(),
+                confusion: Confusion::new(head.n_labels),
+                loss: 0.0,
+            })
+            .collect();
+        for indices in self.corpus.in_order(self.split, LIMIT)? {
+            let batch = self.corpus.pack(self.split, &indices);
+            let outcome = session.run(&self.step, &batch, &state, Timing::Off)?;
+            for (at, task) in tasks.iter_mut().enumerate() {
+                let logits = session.logits(&self.step, at)?;
+                let n_labels = logits.len() / batch.n_sequences();
+                let mut n_labelled = 0;
+                for (logits, &label) in logits.chunks_exact(n_labels).zip(&batch.labels[at]) {
+                    if let Ok(label) = usize::try_from(label) {
+                        task.confusion.add(label, argmax(logits));
+                        n_labelled += 1;
+                    }
                 }
+                task.loss += f64::from(outcome.losses[at]) * f64::from(n_labelled);
             }
-            task.loss += f64::from(outcome.losses[at]) * f64::from(n_labelled);
         }
+        for task in &mut tasks {
+            task.loss /= (task.confusion.n_rows() as f64).max(1.0);
+        }
+        Ok(Quality { tasks })
     }
-    for task in &mut tasks {
-        task.loss /= (task.confusion.n_rows() as f64).max(1.0);
-    }
-    Ok(Quality { tasks })
 }

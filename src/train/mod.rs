@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-pub use self::evaluate::{Quality, evaluate};
+pub use self::evaluate::{Evaluator, Quality};
 pub use self::proof::{FreezeProof, prove_frozen};
 pub use self::schedule::{Schedule, Warmup};
 use crate::backend::{StepState, Timing};
@@ -119,6 +119,10 @@ pub fn train(
         n_trained: step.plan().n_trained_values(),
         trained,
     };
+    let evaluator = match corpus.eval.is_empty() {
+        true => None,
+        false => Some(Evaluator::new(session, corpus, &corpus.eval)?),
+    };
     let (mut done, mut epoch) = (0, 0);
     while done < n_steps {
         let begun = Instant::now();
@@ -142,9 +146,9 @@ pub fn train(
         }
         outcome.train_time += begun.elapsed();
         epoch += 1;
-        if !corpus.eval.is_empty() {
+        if let Some(evaluator) = &evaluator {
             let begun = Instant::now();
-            let quality = evaluate(session, corpus, &corpus.eval, done)?;
+            let quality = evaluator.evaluate(session, done)?;
             let line = LogLine::Evaluation {
                 step: done,
                 epoch: done as f64 / per_epoch as f64,

@@ -19,7 +19,8 @@ impl Warmup {
 }
 
 /// What the rate does behind the warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Schedule {
     /// Falls to 0 on a line.
     Linear,

@@ -149,6 +149,11 @@ impl Input {
         self.arguments[place] = new.to_owned();
     }
 
+    /// Appends arguments.
+    fn options(&mut self, more: &[&str]) {
+        self.arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+    }
+
     fn freeze(&mut self, spec: &str) {
         self.argument("none", spec);
     }

@@ -50,6 +50,12 @@ fn options() {
             usage("task with one label", &["--task", "topic", "1"], |input| {
                 input.argument("topic=5", "topic=1")
             }),
+            usage("negative rate", &["--learning-rate", "-1", "from 0"], |input| {
+                input.options(&["--learning-rate", "-1"])
+            }),
+            usage("negative number of steps", &["--steps", "-3"], |input| {
+                input.options(&["--steps", "-3"])
+            }),
             usage("task twice", &["topic", "twice"], |input| {
                 input.argument("sentiment=3", "topic=5")
             }),

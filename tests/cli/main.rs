@@ -6,6 +6,7 @@ mod bench_data;
 mod config_file;
 mod freeze;
 mod plan;
+mod profile;
 mod shell;
 mod step;
 mod tensors;

@@ -110,3 +110,47 @@ fn another_seed_gives_other_bytes() {
     let second = result(&workspace, "--seed 43");
     assert!(first.0 != second.0 && first.1 != second.1);
 }
+
+/// sentence-transformers' own files say how the trained model pools, not how the one it came from did.
+#[test]
+fn pooling_as_sentence_transformers_says_it() {
+    let workspace = Workspace::new();
+    fs::create_dir(workspace.path("model/1_Pooling")).unwrap();
+    workspace.write("model/modules.json", "[]");
+    let settings = r#"{"word_embedding_dimension": 16, "pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true}"#;
+    workspace.write("model/1_Pooling/config.json", settings);
+    workspace.ok(&format!("{TRAIN} --output same"));
+    assert_eq!(workspace.read("same/1_Pooling/config.json"), settings);
+    assert_eq!(workspace.read("same/modules.json"), "[]");
+
+    workspace.ok(&format!("{TRAIN} --output cls --pooling cls"));
+    let written = workspace.read_json("cls/1_Pooling/config.json");
+    assert_eq!(written["pooling_mode_cls_token"], true);
+    assert_eq!(written["pooling_mode_mean_tokens"], false);
+    assert_eq!(written["word_embedding_dimension"], 16);
+
+    // There is no word for the tanh pooler.
+    workspace.ok(&format!("{TRAIN} --output pooler --pooling pooler"));
+    assert!(!workspace.path("pooler/modules.json").exists());
+    assert!(!workspace.path("pooler/1_Pooling").exists());
+}
+
+/// What a run leaves out, it says.
+#[test]
+fn what_is_left_out_is_said() {
+    let workspace = Workspace::new();
+    let stderr = |arguments: &str| {
+        let output = workspace.run(arguments);
+        assert!(output.status.success(), "{arguments}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    workspace.ok(&format!("{TRAIN} --output both"));
+    let text = stderr(
+        "train --model both --task topic=reviews.csv --max-steps 1 --output one --holdout 0",
+    );
+    assert!(text.contains("head `sentiment` is left out"), "{text}");
+
+    workspace.write("held.csv", "text,topic\nthe phone is good,phone\n");
+    let text = stderr(&format!("{TRAIN} --eval topic=held.csv --output other"));
+    assert!(text.contains("task sentiment has no evaluation rows"), "{text}");
+}

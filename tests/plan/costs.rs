@@ -169,12 +169,12 @@ fn plain_rows() -> Vec<Expected> {
         // No dropout inside, no residual.
         row("layernorm_bwd_dx", "d.emb.out.sum", 8 * T * D, F32 * (T * D + T * D + T * D + T + D)),
         row("layernorm_bwd_params", NORM, (2 + 1 + 1) * T * D, F32 * (2 * D + 3 * T * D)),
-        // Scores, dp, dq, dk, dv; delta; 3 + 3 + 1 per score.
+        // Scores, dp, dq, dk, dv; 3 + 5 + 1 per score.
         row(
             "attention_bwd",
             "d.l0.q",
-            5 * 2 * SQUARES * D + 2 * T * D + H * SQUARES * 7,
-            F32 * (3 * T * D + 5 * T * D + T * H) + CU_SEQLENS,
+            5 * 2 * SQUARES * D + H * SQUARES * 9,
+            F32 * (3 * T * D + 4 * T * D + T * H) + CU_SEQLENS,
         ),
         row(
             "embed_wgrad",
@@ -314,7 +314,7 @@ fn dropped_outputs_cost_nothing() {
             F32 * (T * D + 2 * T * D + T * D + T + D),
         )],
     );
-    // dv alone: the scores again, and one product; neither v nor the output is read.
+    // dv alone: the scores again, and one product; v is not read.
     let values = "all+keep:*layer.0.attention.self.value.*";
     check(
         &plan(&network, values, DType::F32, true, false),
@@ -334,8 +334,8 @@ fn dropped_outputs_cost_nothing() {
         &[row(
             "attention_bwd",
             "d.l0.q",
-            3 * 2 * SQUARES * D + 2 * T * D + H * SQUARES * (3 + 3),
-            F32 * (T * D + 5 * T * D + T * H) + CU_SEQLENS,
+            3 * 2 * SQUARES * D + H * SQUARES * (3 + 5),
+            F32 * (T * D + 4 * T * D + T * H) + CU_SEQLENS,
         )],
     );
     let biases = "all+keep:heads.*.bias+keep:*layer.2.output.LayerNorm.*";

@@ -89,10 +89,10 @@ impl Walk<'_> {
         for part in ["q", "k", "attn.lse"] {
             self.save(context, name(part));
         }
-        // dv needs the probabilities alone; dq and dk their gradients too, from v and the output.
+        // dv needs the probabilities alone; dq and dk their gradients too, from v.
         self.save(q | k, name("v"));
         let out_weight = self.param(layer.attention_out.weight);
-        self.save(q | k | out_weight, name("attn"));
+        self.save(out_weight, name("attn"));
         self.write(context, format!("d.{}", name("attn")));
 
         let attn_y = out_weight | self.param(layer.attention_out.bias) | context;

@@ -130,20 +130,10 @@ vectorised! {
         }
     }
 
-    /// `dp` becomes `p (dp - delta)`, delta being the inner product of a query's output and its
-    /// gradient.
-    fn score_gradients<'a>(
-        place: &'a Head<'a>,
-        dout: &'a [f32],
-        out: &'a [f32],
-        p: &'a [f32],
-        dp: &'a mut [f32],
-    ) {
-        let (width, size) = (place.shape.width, place.size());
-        let rows = p.chunks_exact(place.length).zip(dp.chunks_exact_mut(place.length));
-        for (query, (p, dp)) in rows.enumerate() {
-            let at = (place.start + query) * width + place.head * size;
-            let delta = math::dot(&dout[at..][..size], &out[at..][..size]);
+    /// Of each query, a row of `length` keys: `dp` becomes `p (dp - Σ p dp)`.
+    fn score_gradients<'a>(length: usize, p: &'a [f32], dp: &'a mut [f32]) {
+        for (p, dp) in p.chunks_exact(length).zip(dp.chunks_exact_mut(length)) {
+            let delta = math::dot(p, dp);
             for (dp, p) in dp.iter_mut().zip(p) {
                 *dp = p * (*dp - delta);
             }
@@ -172,7 +162,7 @@ pub fn attention_bwd(
         let ((mut dq, mut dk), mut dv) = outputs;
         let mut scratch = Scratch::default();
         let mut p = vec![f32::NAN; length * length];
-        let mut dp = vec![f32::NAN; if saved.v_and_out.is_some() { length * length } else { 0 }];
+        let mut dp = vec![f32::NAN; if saved.v.is_some() { length * length } else { 0 }];
         let mut factors = vec![f32::NAN; if shape.mask.is_some() { length * length } else { 0 }];
         for head in 0..shape.n_heads {
             let place = Head { shape, sequence, head, start, length };
@@ -189,13 +179,13 @@ pub fn attention_bwd(
             if let Some(mask) = shape.mask {
                 draw(mask, &place, &mut factors);
             }
-            if let Some((v, out)) = saved.v_and_out {
+            if let Some(v) = saved.v {
                 let to = MatMut::new(&mut dp, length);
                 product(dout, place.of(v).t(), to, 1.0, Write::Overwrite, &mut scratch);
                 if shape.mask.is_some() {
                     multiply(&factors, &mut dp);
                 }
-                score_gradients(&place, saved.dout, out, &p, &mut dp);
+                score_gradients(length, &p, &mut dp);
             }
             if shape.mask.is_some() {
                 multiply(&factors, &mut p);

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::Result;
+use crate::backend::LaunchCounts;
 
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,6 +66,12 @@ pub trait Device {
 
     /// Sets `n_bytes` bytes, in order with the launches.
     fn fill(&mut self, to: u64, byte: u8, n_bytes: usize) -> Result<()>;
+
+    /// From here to [`Device::end_counting`] a device that can counts what launches do.
+    fn begin_counting(&mut self);
+
+    /// The counts of each launch since [`Device::begin_counting`]; empty where the device counts nothing.
+    fn end_counting(&mut self) -> Vec<LaunchCounts>;
 
     /// Starts a kernel.
     fn launch(&mut self, launch: &Launch) -> Result<()>;

@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::time::{Duration, Instant};
 
 use super::device::{Arg, Device, Graph, Launch, Mark};
+use crate::backend::LaunchCounts;
 use crate::{Error, Result};
 
 /// In which order the emulator runs what may run in any order.
@@ -35,21 +36,6 @@ impl Default for Schedule {
     }
 }
 
-/// What the emulator counted since it was asked last.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub switches: u64,
-    pub barriers: u64,
-    pub collectives: u64,
-    pub async_copies: u64,
-    /// Tensor-core products of a warp.
-    pub mma: u64,
-    pub global_sectors: u64,
-    pub global_bytes: u64,
-    pub shared_conflicts: u64,
-}
-
 #[repr(C)]
 struct Options {
     policy: c_int,
@@ -67,7 +53,7 @@ unsafe extern "C" {
         shared_bytes: usize,
         params: *mut *mut c_void,
         options: *const Options,
-        counts: *mut Counts,
+        counts: *mut LaunchCounts,
     ) -> *const c_char;
 }
 
@@ -83,8 +69,9 @@ pub struct Emulator {
     schedule: Schedule,
     blocks: HashMap<u64, HostLayout>,
     marks: Vec<Instant>,
-    /// Counts of the launches since they were last taken.
-    counts: Counts,
+    /// Of each launch, while they are counted: that takes several times as long.
+    counts: Option<Vec<LaunchCounts>>,
+    checks_races: bool,
 }
 
 impl Emulator {
@@ -95,9 +82,11 @@ impl Emulator {
         emulator
     }
 
-    /// The counts since the last call, which start again from zero.
-    pub fn take_counts(&mut self) -> Counts {
-        std::mem::take(&mut self.counts)
+    /// Makes it an error when two threads, of one block or of two, access the same bytes with nothing
+    /// between them that orders the two and one of them writes. Each launch takes several times as long.
+    pub fn checking_races(mut self) -> Self {
+        self.checks_races = true;
+        self
     }
 
     /// Panics if `n_bytes` at `address` are not within one block: every copy is of our own buffers.
@@ -199,11 +188,14 @@ impl Device for Emulator {
             deferred_async: c_int::from(self.schedule.deferred),
             seed,
             os_threads: 1,
-            check_blocks: 0,
+            check_blocks: c_int::from(self.checks_races),
         };
         let block = [launch.block, 1, 1];
+        let mut counts = self.counts.as_ref().map(|_| LaunchCounts::default());
+        let counts_or_null = counts.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut);
         // SAFETY: the kernel takes as many arguments as the launch function gives, which tests run for
-        // every kernel; their addresses lie in blocks of this device; the emulator keeps no pointer.
+        // every kernel; their addresses lie in blocks of this device; the emulator keeps no pointer; the
+        // counts are of its layout, or null.
         let problem = unsafe {
             frostline_emulator_launch(
                 kernel.as_ptr(),
@@ -212,7 +204,7 @@ impl Device for Emulator {
                 launch.shared_bytes,
                 params.as_mut_ptr(),
                 &options,
-                &mut self.counts,
+                counts_or_null,
             )
         };
         if !problem.is_null() {
@@ -220,7 +212,18 @@ impl Device for Emulator {
             let text = unsafe { CStr::from_ptr(problem) };
             return Err(fault(&text.to_string_lossy()));
         }
+        if let (Some(all), Some(counts)) = (&mut self.counts, counts) {
+            all.push(counts);
+        }
         Ok(())
+    }
+
+    fn begin_counting(&mut self) {
+        self.counts = Some(Vec::new());
+    }
+
+    fn end_counting(&mut self) -> Vec<LaunchCounts> {
+        self.counts.take().unwrap_or_default()
     }
 
     fn synchronize(&mut self) -> Result<()> {

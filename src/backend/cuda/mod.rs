@@ -12,16 +12,18 @@ pub mod emulated;
 mod inputs;
 mod launch;
 mod memory;
+pub mod occupancy;
 mod tiles;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use self::device::{Arg, Device, Graph, Launch, Mark};
 pub use self::driver::CudaDevice;
 use self::launch::{Context, Needs, Places, Stage};
 use self::memory::{Addresses, Block, Memory};
 use super::host::refuse_if_short;
-use super::{Backend, Bound, StepState, StepTimes, Timing};
+use super::{Backend, Bound, KernelLaunch, StepState, StepTimes, Timing};
 use crate::Result;
 use crate::batch::Batch;
 use crate::model::ParamId;
@@ -72,11 +74,6 @@ impl<D: Device> CudaBackend<D> {
         &mut self.device
     }
 
-    /// Launches of each op of a bound plan, in the order of its ops.
-    pub fn n_launches(&self, bound: &Bound) -> &[usize] {
-        &self.bound[bound.index].needs.n_launches
-    }
-
     /// Copies batch and state to the device.
     pub(crate) fn begin(&mut self, bound: &Bound, batch: &Batch, state: &StepState) -> Result<()> {
         assert!(bound.plan.capacity.serves(batch), "the batch is larger than the plan's capacity");
@@ -92,11 +89,21 @@ impl<D: Device> CudaBackend<D> {
         bound: &Bound,
         ops: impl Iterator<Item = usize>,
     ) -> Result<()> {
+        self.perform_marked(bound, ops, None)
+    }
+
+    /// As [`CudaBackend::perform`], with a mark after each launch.
+    fn perform_marked(
+        &mut self,
+        bound: &Bound,
+        ops: impl Iterator<Item = usize>,
+        marks: Option<&mut Vec<Mark>>,
+    ) -> Result<()> {
         let (plan, layout) = (&bound.plan, &bound.layout);
         let addresses = Addresses { memory: &self.memory, plan, layout };
         let this = &mut self.bound[bound.index];
         let n_processors = self.device.n_processors();
-        let stage = Stage::Performance { device: &mut self.device, places: &this.places };
+        let stage = Stage::Performance { device: &mut self.device, places: &this.places, marks };
         let mut context = Context::new(plan, &addresses, &mut this.needs, stage, n_processors);
         for op in ops {
             context.perform(op)?;
@@ -115,26 +122,44 @@ impl<D: Device> CudaBackend<D> {
 
     fn run_plainly(&mut self, bound: &Bound, timing: Timing) -> Result<StepTimes> {
         let n_ops = bound.plan.ops.len();
-        if timing == Timing::Off {
-            self.perform(bound, 0..n_ops)?;
-            return Ok(StepTimes::default());
-        }
-        self.device.forget_marks();
-        let mut marks = vec![self.device.mark()?];
-        for op in 0..n_ops {
-            self.perform(bound, op..op + 1)?;
-            marks.push(self.device.mark()?);
-        }
-        self.device.synchronize()?;
         let mut times = StepTimes::default();
-        for (op, ends) in bound.plan.ops.iter().zip(marks.windows(2)) {
-            let elapsed = self.device.elapsed(ends[0], ends[1])?;
-            times.phases[op.phase() as usize] += elapsed;
-            if timing == Timing::Ops {
-                times.ops.push(elapsed);
+        match timing {
+            Timing::Off => self.perform(bound, 0..n_ops)?,
+            Timing::Phases => {
+                self.device.forget_marks();
+                let mut marks = vec![self.device.mark()?];
+                for op in 0..n_ops {
+                    self.perform(bound, op..op + 1)?;
+                    marks.push(self.device.mark()?);
+                }
+                let elapsed = self.elapsed(&marks)?;
+                for (op, elapsed) in bound.plan.ops.iter().zip(elapsed) {
+                    times.phases[op.phase() as usize] += elapsed;
+                }
+            }
+            Timing::Ops => {
+                self.device.forget_marks();
+                let mut marks = vec![self.device.mark()?];
+                self.device.begin_counting();
+                let performed = self.perform_marked(bound, 0..n_ops, Some(&mut marks));
+                times.counts = self.device.end_counting();
+                performed?;
+                times.launches = self.elapsed(&marks)?;
+                let mut rest = times.launches.iter();
+                for (op, launches) in bound.plan.ops.iter().zip(self.launches(bound)) {
+                    let elapsed = rest.by_ref().take(launches.len()).sum();
+                    times.ops.push(elapsed);
+                    times.phases[op.phase() as usize] += elapsed;
+                }
             }
         }
         Ok(times)
+    }
+
+    /// The times between marks, once all of them are reached.
+    fn elapsed(&mut self, marks: &[Mark]) -> Result<Vec<Duration>> {
+        self.device.synchronize()?;
+        marks.windows(2).map(|ends| self.device.elapsed(ends[0], ends[1])).collect()
     }
 
     fn record(&mut self, bound: &Bound) -> Result<Vec<Graph>> {
@@ -167,9 +192,8 @@ impl<D: Device> CudaBackend<D> {
         let mut times = StepTimes::default();
         if timing != Timing::Off {
             marks.push(self.device.mark()?);
-            self.device.synchronize()?;
-            for (phase, ends) in times.phases.iter_mut().zip(marks.windows(2)) {
-                *phase = self.device.elapsed(ends[0], ends[1])?;
+            for (phase, elapsed) in times.phases.iter_mut().zip(self.elapsed(&marks)?) {
+                *phase = elapsed;
             }
         }
         Ok(times)
@@ -273,6 +297,10 @@ impl<D: Device> Backend for CudaBackend<D> {
         }
     }
 
+    fn launches(&self, bound: &Bound) -> &[Vec<KernelLaunch>] {
+        &self.bound[bound.index].needs.launches
+    }
+
     fn read(&mut self, bound: &Bound, buf: BufId) -> Result<Vec<f32>> {
         let (plan, layout) = (&bound.plan, &bound.layout);
         let buffer = plan.buffer(buf);
@@ -300,6 +328,14 @@ pub fn check_gpu() -> Result<()> {
 /// As [`check_gpu`].
 pub fn gpu_name() -> Result<String> {
     Ok(driver::probe(0)?.name)
+}
+
+/// The first GPU's compute capability, as (9, 0).
+///
+/// # Errors
+/// As [`check_gpu`].
+pub fn gpu_capability() -> Result<(u32, u32)> {
+    Ok(driver::probe(0)?.capability)
 }
 
 /// What the first GPU is, as names and values, if the kernels can run on it.

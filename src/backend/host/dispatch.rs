@@ -274,14 +274,14 @@ fn compute<O: Ops>(
             let (dgamma, dbeta) = (frame.write_optional(*dgamma), frame.write_optional(*dbeta));
             ops.layernorm_bwd(&saved, NormDx { dx, dresidual }, NormDparams { dgamma, dbeta });
         }
-        Op::AttentionBwd { dout, out, lse, q, k, v, cu_seqlens, n_heads, dropout, dq, dk, dv } => {
+        Op::AttentionBwd { dout, lse, q, k, v, cu_seqlens, n_heads, dropout, dq, dk, dv } => {
             let needs_scores = dq.is_some() || dk.is_some();
             let saved = AttentionSaved {
                 dout: frame.read(*dout),
                 lse: frame.read(*lse),
                 q: frame.read(*q),
                 k: frame.read(*k),
-                v_and_out: needs_scores.then(|| (frame.read(*v), frame.read(*out))),
+                v: needs_scores.then(|| frame.read(*v)),
             };
             let shape = AttentionShape {
                 cu_seqlens: frame.input(*cu_seqlens),

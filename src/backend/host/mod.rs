@@ -11,7 +11,7 @@ use std::time::Instant;
 pub use self::available::{available_bytes, refuse_if_short};
 use self::frame::Memory;
 pub use self::ops::{Element, Ops};
-use super::{Backend, Bound, StepState, StepTimes, Timing};
+use super::{Backend, Bound, KernelLaunch, StepState, StepTimes, Timing};
 use crate::Result;
 use crate::batch::Batch;
 use crate::model::ParamId;
@@ -82,6 +82,10 @@ impl<O: Ops> Backend for HostBackend<O> {
         self.live = (batch.n_tokens(), batch.n_sequences());
         // On a thread of the pool itself, so that no op has to wake the pool and wait for it.
         Ok(rayon::scope(|_| self.run_ops(bound, batch, state, timing)))
+    }
+
+    fn launches(&self, _bound: &Bound) -> &[Vec<KernelLaunch>] {
+        &[]
     }
 
     fn read(&mut self, bound: &Bound, buf: BufId) -> Result<Vec<f32>> {

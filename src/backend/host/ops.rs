@@ -111,13 +111,13 @@ pub struct Qkv<'a, E> {
     pub v: &'a [E],
 }
 
-/// What `attention_bwd` reads beside q and k; v and the output only where dq or dk is asked for.
+/// What `attention_bwd` reads beside q and k; v only where dq or dk is asked for.
 pub struct AttentionSaved<'a, E> {
     pub dout: &'a [E],
     pub lse: &'a [E],
     pub q: &'a [E],
     pub k: &'a [E],
-    pub v_and_out: Option<(&'a [E], &'a [E])>,
+    pub v: Option<&'a [E]>,
 }
 
 /// What `attention_bwd` writes, each `[T, D]`.

@@ -106,11 +106,8 @@ impl Reference {
                 let dp = |key: usize, v: &[f64]| {
                     factors[query * length + key] * place.dot(saved.dout, query, v, key)
                 };
-                // The inner product of the output and its gradient, as the kernels sum it: an output that
-                // was rounded to bf16 would give another.
-                let delta: f64 = saved
-                    .v_and_out
-                    .map_or(0.0, |(v, _)| (0..length).map(|key| p(key) * dp(key, v)).sum());
+                let delta: f64 =
+                    saved.v.map_or(0.0, |v| (0..length).map(|key| p(key) * dp(key, v)).sum());
                 for key in 0..length {
                     let (p, factor) = (p(key), factors[query * length + key]);
                     if let Some(dv) = &mut to.dv {
@@ -118,7 +115,7 @@ impl Reference {
                             dv[place.at(key, i)] += p * factor * saved.dout[place.at(query, i)];
                         }
                     }
-                    let Some((v, _)) = saved.v_and_out else { continue };
+                    let Some(v) = saved.v else { continue };
                     let dscore = p * (dp(key, v) - delta) * place.scale();
                     for i in 0..place.size {
                         if let Some(dq) = &mut to.dq {

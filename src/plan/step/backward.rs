@@ -80,7 +80,6 @@ impl Builder<'_> {
         let [dq, dk, dv] = [saved.q, saved.k, saved.v].map(|buf| self.gradient_of(buf, ""));
         self.ops.push(Op::AttentionBwd {
             dout: dcontext,
-            out: saved.context,
             lse: saved.lse,
             q: saved.q,
             k: saved.k,

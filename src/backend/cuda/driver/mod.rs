@@ -23,6 +23,7 @@ pub use self::checks::{Facts, probe};
 use self::code::Code;
 use self::staging::Staging;
 use super::device::{Arg, Device, Graph, Launch, Mark};
+use crate::backend::LaunchCounts;
 use crate::{Error, Result};
 
 /// A GPU.
@@ -190,6 +191,12 @@ impl Device for CudaDevice {
                 e,
             )
         })
+    }
+
+    fn begin_counting(&mut self) {}
+
+    fn end_counting(&mut self) -> Vec<LaunchCounts> {
+        Vec::new()
     }
 
     fn synchronize(&mut self) -> Result<()> {

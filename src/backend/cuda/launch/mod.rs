@@ -10,10 +10,11 @@ mod optimizer;
 mod rows;
 
 use self::rows::{Branch, NormDparams, NormDx, NormOutputs, NormParams, NormSaved};
-use super::device::{Arg, Device, Launch};
+use super::device::{Arg, Device, Launch, Mark};
 use super::inputs::{Derived, Inputs};
 use super::memory::Addresses;
 use crate::Result;
+use crate::backend::KernelLaunch;
 use crate::plan::op::{Dropout, GemmDgradPart, GemmFwdPart};
 use crate::plan::{BufId, Capacity, Input, Op, Plan, Role, Rows};
 use crate::tensor::DType;
@@ -31,7 +32,7 @@ pub(super) struct Needs {
     /// Tables of each op, by its index.
     pub tables: Vec<(usize, Vec<u64>)>,
     /// Launches of each op.
-    pub n_launches: Vec<usize>,
+    pub launches: Vec<Vec<KernelLaunch>>,
 }
 
 /// Where the things of a bound plan that [`Needs`] asked for lie.
@@ -47,7 +48,12 @@ pub(super) struct Places {
 /// Whether launches go to a device, or are only rehearsed.
 pub(super) enum Stage<'a> {
     Rehearsal,
-    Performance { device: &'a mut dyn Device, places: &'a Places },
+    Performance {
+        device: &'a mut dyn Device,
+        places: &'a Places,
+        /// Takes a mark after each launch.
+        marks: Option<&'a mut Vec<Mark>>,
+    },
 }
 
 /// What a launch function sees: the addresses of its op's buffers and the facts of the plan.
@@ -78,7 +84,7 @@ impl<'a> Context<'a> {
     pub fn perform(&mut self, op: usize) -> Result<()> {
         (self.op, self.n_tables) = (op, 0);
         if matches!(self.stage, Stage::Rehearsal) {
-            self.needs.n_launches.push(0);
+            self.needs.launches.push(Vec::new());
         }
         dispatch(self, &self.plan.ops[op])
     }
@@ -223,16 +229,25 @@ impl<'a> Context<'a> {
     ) -> Result<()> {
         match &mut self.stage {
             Stage::Rehearsal => {
-                if let Some(n_launches) = self.needs.n_launches.last_mut() {
-                    *n_launches += 1;
+                if let Some(launches) = self.needs.launches.last_mut() {
+                    launches.push(KernelLaunch {
+                        kernel: kernel.into(),
+                        grid,
+                        block,
+                        shared_bytes,
+                    });
                 }
                 Ok(())
             }
-            Stage::Performance { device, places } => {
+            Stage::Performance { device, places, marks } => {
                 let mut all = Vec::with_capacity(args.len() + 1);
                 all.push(Arg::Address(places.inputs));
                 all.extend_from_slice(args);
-                device.launch(&Launch { kernel, grid, block, shared_bytes, args: &all })
+                device.launch(&Launch { kernel, grid, block, shared_bytes, args: &all })?;
+                if let Some(marks) = marks {
+                    marks.push(device.mark()?);
+                }
+                Ok(())
             }
         }
     }
@@ -305,9 +320,7 @@ fn dispatch(cx: &mut Context, op: &Op) -> Result<()> {
             let dx = NormDx { dx: *dx, dresidual: *dresidual };
             rows::layernorm_bwd(cx, &saved, dx, NormDparams { dgamma: *dgamma, dbeta: *dbeta })
         }
-        Op::AttentionBwd {
-            dout, lse, q, k, v, cu_seqlens, n_heads, dropout, dq, dk, dv, ..
-        } => {
+        Op::AttentionBwd { dout, lse, q, k, v, cu_seqlens, n_heads, dropout, dq, dk, dv } => {
             let shape = attention::Shape::new(cx, *q, *cu_seqlens, *n_heads, *dropout);
             let saved = attention::Saved { dout: *dout, lse: *lse, qkv: [*q, *k, *v] };
             attention::attention_bwd(cx, &shape, &saved, [*dq, *dk, *dv])

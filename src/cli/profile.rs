@@ -1,0 +1,191 @@
+//! `frostline profile`: where the time of a step goes, op by op and kernel by kernel.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::args::{DeviceArgs, ModelArgs, check_parent, positive};
+use super::data_args::DataArgs;
+use super::step::Rates;
+use super::workload::Workload;
+use super::{print, print_json, progress};
+use crate::Result;
+use crate::backend::cuda;
+use crate::batch::Batch;
+use crate::files::write_atomically;
+use crate::freeze::FreezeSpec;
+use crate::measure::Ceilings;
+use crate::measure::profile::{Profile, profile};
+use crate::measure::scenarios::{MeasureOptions, Scenario, step_options};
+use crate::report::environment::Environment;
+use crate::report::profile as report;
+use crate::session::{Device, Engine};
+
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Example: frostline profile --arch bert-base --task topic=4 --batch-size 8 \
+                        --freeze lower:6 --against none --trace step.json"
+)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Freeze spec, see frostline plan --help
+    #[arg(long, value_name = "SPEC", default_value = "none")]
+    freeze: String,
+    /// Show beside it the step of this spec, and which ops are gone
+    #[arg(long, value_name = "SPEC")]
+    against: Option<String>,
+    /// Measured steps; times are their medians [default: 10; 1 on the emulator]
+    #[arg(long, value_parser = positive)]
+    rounds: Option<usize>,
+    /// Steps before them that do not count [default: 2; 0 on the emulator]
+    #[arg(long)]
+    warmup: Option<usize>,
+    /// Write a trace for Perfetto or chrome://tracing
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    #[command(flatten)]
+    rates: Rates,
+    /// Seed of everything that is random
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    /// TOML file with options; what is typed overrides it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let specs = (std::iter::once(&args.freeze).chain(&args.against))
+        .map(|text| FreezeSpec::parse(text))
+        .collect::<Result<Vec<_>>>()?;
+    if let Some(path) = &args.trace {
+        check_parent("--trace", path)?;
+    }
+    let engine = args.device.prepare()?;
+    let source = args.model.source()?;
+    let workload = Workload::open(&args.data, &source, args.seed)?;
+    let network = source.network(&workload.task_sizes(), args.model.pooling)?;
+    let scenarios = (specs.iter())
+        .map(|spec| Ok(Scenario { freeze: spec.text().to_owned(), mask: spec.mask(&network)? }))
+        .collect::<Result<Vec<_>>>()?;
+    let step = |capacity| step_options(capacity, engine.compute, args.rates.clip());
+    let batches = workload.batches(&args.data, &network, 1, args.seed, step)?;
+    let batch = &batches[0];
+    let values = source.initial_values(&network, args.seed)?;
+    let ceilings = Ceilings::of(engine)?;
+    // The emulator's times mean nothing, and its counts are the same in every round.
+    let (n_rounds, n_warmup) = match engine.device {
+        Device::Emulated => (args.rounds.unwrap_or(1), args.warmup.unwrap_or(0)),
+        Device::Cpu | Device::Cuda { .. } => (args.rounds.unwrap_or(10), args.warmup.unwrap_or(2)),
+    };
+    let options = MeasureOptions {
+        n_rounds,
+        n_warmup,
+        learning_rate: args.rates.learning_rate,
+        head_learning_rate: args.rates.of_heads(),
+        weight_decay: args.rates.weight_decay,
+        max_grad_norm: args.rates.clip(),
+        seed: args.seed,
+    };
+    let mut session = engine.session(network, values)?;
+    let n_steps = ((n_rounds + n_warmup) * scenarios.len()) as u64;
+    let bar = progress::bar(n_steps, "profiling");
+    let profiles = profile(&mut session, &scenarios, batch, &ceilings, &options, |freeze| {
+        bar.set_message(format!("profiling {freeze}"));
+        bar.inc(1);
+    })?;
+    bar.finish_and_clear();
+    if let Some(path) = &args.trace {
+        write_trace(path, &profiles)?;
+    }
+    let run = Run { engine, capability: capability(engine)?, batch, ceilings, n_rounds, n_warmup };
+    if args.json {
+        print_json(&document(args, &run, &profiles)?)
+    } else {
+        print(&text(&run, &profiles)?)
+    }
+}
+
+/// What the profiles were taken with.
+struct Run<'a> {
+    engine: Engine,
+    /// Of the GPU whose occupancy is shown.
+    capability: (u32, u32),
+    batch: &'a Batch,
+    ceilings: Ceilings,
+    n_rounds: usize,
+    n_warmup: usize,
+}
+
+/// The GPU at hand; beside the emulator, an H100.
+fn capability(engine: Engine) -> Result<(u32, u32)> {
+    match engine.device {
+        Device::Cuda { .. } => cuda::gpu_capability(),
+        Device::Cpu | Device::Emulated => Ok((9, 0)),
+    }
+}
+
+fn write_trace(path: &std::path::Path, profiles: &[Profile]) -> Result<()> {
+    let text = report::trace(profiles).to_string();
+    write_atomically(path, text.as_bytes())
+}
+
+fn document(args: &Args, run: &Run, profiles: &[Profile]) -> Result<serde_json::Value> {
+    let one = |profile| report::document(profile, run.capability);
+    Ok(json!({
+        "environment": Environment::of(run.engine)?,
+        "settings": {
+            "model": args.model.model.as_ref().map(|dir| dir.to_string_lossy()),
+            "arch": args.model.arch,
+            "tasks": args.data.tasks,
+            "tokens": run.batch.n_tokens(),
+            "sequences": run.batch.n_sequences(),
+            "rounds": run.n_rounds,
+            "warmup": run.n_warmup,
+            "seed": args.seed,
+        },
+        "ceilings": run.ceilings,
+        "profiles": profiles.iter().map(one).collect::<Vec<_>>(),
+    }))
+}
+
+fn text(run: &Run, profiles: &[Profile]) -> Result<String> {
+    let is_emulated = run.engine.device == Device::Emulated;
+    let mut text = format!(
+        "{}\n{} tokens in {} sequences; ",
+        Environment::of(run.engine)?.line(),
+        run.batch.n_tokens(),
+        run.batch.n_sequences()
+    );
+    text += &if is_emulated {
+        "counts of one step, occupancy on an H100\n".to_owned()
+    } else {
+        format!(
+            "medians of {} steps, each op timed by itself; ceilings {:.0} GFLOP/s, {:.1} GB/s\n",
+            run.n_rounds,
+            run.ceilings.gemm_flops_per_second / 1e9,
+            run.ceilings.copy_bytes_per_second / 1e9
+        )
+    };
+    for profile in profiles {
+        text += &format!("\nfreeze {}\n", profile.freeze);
+        if is_emulated {
+            text += &report::counts_table(profile, run.capability);
+        } else {
+            text += &report::ops_table(profile);
+            text += &report::kernels_table(profile, run.capability);
+        }
+    }
+    if let ([profile, other], false) = (profiles, is_emulated) {
+        text += &format!("\n{} against {}\n", profile.freeze, other.freeze);
+        text += &report::against_table(profile, other);
+    }
+    Ok(text)
+}

@@ -1,0 +1,99 @@
+//! What measured steps run on: batches of real texts, or synthetic ones of a given size.
+
+use super::args::{full_capacity, parse_task_size, task_sizes};
+use super::data_args::{DataArgs, longest};
+use crate::backend::host::{available_bytes, refuse_if_short};
+use crate::batch::Batch;
+use crate::data::{Corpus, Synthetic, synthetic};
+use crate::freeze::FreezeMask;
+use crate::model::{Network, Source};
+use crate::plan::{Capacity, Layout, StepOptions, compile};
+use crate::{Error, Result};
+
+/// Texts, or the sizes of what stands for them.
+pub enum Workload {
+    Real(Box<Corpus>),
+    Synthetic {
+        /// Tasks and their numbers of labels.
+        sizes: Vec<(String, usize)>,
+        /// Tokens of every row.
+        length: usize,
+    },
+}
+
+impl Workload {
+    /// Reads the tasks' files; tasks given as NAME=N are synthetic.
+    ///
+    /// # Errors
+    /// As [`DataArgs::corpus`]; tasks of both kinds.
+    pub fn open(data: &DataArgs, source: &Source, seed: u64) -> Result<Self> {
+        let mut n_sized = 0;
+        for text in &data.tasks {
+            n_sized += usize::from(parse_task_size(text)?.is_some());
+        }
+        if n_sized == 0 {
+            return Ok(Workload::Real(Box::new(data.corpus(source, seed)?)));
+        }
+        let length = longest(data.max_length, source.config(), 128)?;
+        Ok(Workload::Synthetic { sizes: task_sizes(&data.tasks)?, length })
+    }
+
+    /// The tasks and their numbers of labels.
+    pub fn task_sizes(&self) -> Vec<(String, usize)> {
+        match self {
+            Workload::Real(corpus) => corpus.task_sizes(),
+            Workload::Synthetic { sizes, .. } => sizes.clone(),
+        }
+    }
+
+    /// Up to `n_batches` different full batches of real texts, or one synthetic batch, whose baseline step
+    /// with `options` must fit into memory.
+    ///
+    /// # Errors
+    /// A batch that is too large.
+    pub fn batches(
+        &self,
+        data: &DataArgs,
+        network: &Network,
+        n_batches: usize,
+        seed: u64,
+        options: impl FnOnce(Capacity) -> StepOptions,
+    ) -> Result<Vec<Batch>> {
+        match self {
+            Workload::Real(corpus) => {
+                let epoch = corpus.epoch(data.limit(), seed, 0)?;
+                // The last batch of an epoch may be a remainder, which would measure something else.
+                let n_full = epoch.len().saturating_sub(1).max(1);
+                let chosen = epoch.iter().take(n_full.min(n_batches));
+                Ok(chosen.map(|indices| corpus.pack(&corpus.train, indices)).collect())
+            }
+            Workload::Synthetic { sizes, length } => {
+                let n_sequences = match data.batch_tokens {
+                    Some(tokens) if tokens < *length => {
+                        return Err(Error::usage(format!(
+                            "--batch-tokens {tokens}: a sequence of {length} tokens does not fit"
+                        )));
+                    }
+                    Some(tokens) => tokens / length,
+                    None => data.batch_size,
+                };
+                let capacity = full_capacity(n_sequences, *length)?;
+                // Before the batch itself takes memory.
+                let baseline = FreezeMask::none(network.params.len());
+                let layout = Layout::new(&compile(network, &baseline, &options(capacity)));
+                if let Some(free) = available_bytes() {
+                    refuse_if_short(layout.memory.total(), free, capacity, &layout)?;
+                }
+                let shape = Synthetic {
+                    n_sequences,
+                    length: *length,
+                    vocab_size: network.config.vocab_size,
+                    pad_id: network.config.pad_token_id.map(|id| id as usize),
+                    n_labels: sizes.iter().map(|(_, n_labels)| *n_labels).collect(),
+                    positions: network.config.position_scheme(),
+                };
+                Ok(vec![synthetic(&shape, seed)?])
+            }
+        }
+    }
+}
