@@ -22,6 +22,9 @@
 //          memory and masked. lse may be null in the forward kernel. Sums have one order: runs are bitwise
 //          equal. delta runs before dq and before dkv with dk; v and delta may be null without dk, and dk or
 //          dv may be null.
+// H100     attention_fwd_bf16_long_64: 128 registers, 128 threads, 40960 bytes, 25.0 %; floor 19 us +- 30 %,
+//          attention_bwd_dq_bf16_long_64: 160 registers, 128 threads, 49152 bytes, 18.8 %,
+//          attention_bwd_dkv_bf16_long_64: 168 registers, 128 threads, 51200 bytes, 18.8 %; backward floor 47 us +- 30 %.
 // HISTORY  not yet measured on a device.
 #include "attention.cuh"
 

@@ -1,4 +1,10 @@
-// What all kernels share: the step's state, conversions, 16-byte accesses, sums over a warp and a block.
+// What all kernels share: the step's state, conversions, vector accesses, sums over a warp and a block.
+//
+// Lines `H100` in front of kernels: what the compiler gives the kernel on sm_90a, the threads and dynamic shared
+// memory of its blocks for BERT-base, and the share of a multiprocessor's warps that these leave room for
+// (tests/gates.rs checks all of it); then the floor of one launch, at 64 sequences of 128 tokens (16 of 512 for
+// attention_long): the larger of flops / 700 TF/s (60 in f32) and bytes / 3.0 TB/s, both assumed, with the
+// error that such a floor has. `a launch`: less than one costs.
 #pragma once
 #include "ptx.cuh"
 
@@ -78,6 +84,27 @@ __device__ __forceinline__ void store8(float* to, const float (&from)[8]) {
 __device__ __forceinline__ void store8(bf16* to, const float (&from)[8]) {
   *reinterpret_cast<uint4*>(to) = make_uint4(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]),
                                              pack_bf16(from[4], from[5]), pack_bf16(from[6], from[7]));
+}
+
+// 4 neighbouring elements, aligned to their 16 or 8 bytes. Lanes that hold neighbours of 4 touch whole sectors
+// with every access, in both types; neighbours of 8 floats take two accesses, each to half of every sector.
+__device__ __forceinline__ void load4(const float* from, float (&to)[4]) {
+  const float4 values = *reinterpret_cast<const float4*>(from);
+  to[0] = values.x, to[1] = values.y, to[2] = values.z, to[3] = values.w;
+}
+
+__device__ __forceinline__ void load4(const bf16* from, float (&to)[4]) {
+  const uint2 words = *reinterpret_cast<const uint2*>(from);
+  to[0] = __uint_as_float(words.x << 16), to[1] = __uint_as_float(words.x & 0xffff0000u);
+  to[2] = __uint_as_float(words.y << 16), to[3] = __uint_as_float(words.y & 0xffff0000u);
+}
+
+__device__ __forceinline__ void store4(float* to, const float (&from)[4]) {
+  *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+}
+
+__device__ __forceinline__ void store4(bf16* to, const float (&from)[4]) {
+  *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]));
 }
 
 constexpr unsigned ALL_LANES = 0xffffffffu;

@@ -57,6 +57,7 @@ __device__ __forceinline__ size_t n_elements(const StepState* state, int rows, i
 //          At most 32 registers (sm_80, sm_90a), no spill.
 // PICTURE  element 8 * (256 * block + thread) + i, i = 0..7; 8 bf16 are one 16-byte access, 8 floats two.
 // NEEDS    nothing of M and N: the thread that holds the end goes element by element, those behind it leave.
+// H100     gelu_fwd_bf16: 32 registers, 256 threads, 0 bytes, 100.0 %; floor 34 us +- 10 %.
 // HISTORY  not yet measured on a device.
 template <class E>
 __device__ __forceinline__ void gelu_fwd(const StepState* state, int rows, int cols, const E* x, E* out) {
@@ -83,6 +84,7 @@ EXPORT_KERNEL(gelu_fwd_bf16)
 //          At most 40 registers (sm_80, sm_90a), no spill.
 // PICTURE  as gelu_fwd.
 // NEEDS    as gelu_fwd.
+// H100     gelu_bwd_bf16: 40 registers, 256 threads, 0 bytes, 75.0 %; floor 50 us +- 10 %.
 // HISTORY  not yet measured on a device.
 template <class E>
 __device__ __forceinline__ void gelu_bwd(const StepState* state, int rows, int cols, const E* x,
@@ -112,6 +114,7 @@ EXPORT_KERNEL(gelu_bwd_bf16)
 //          At most 32 registers (sm_80, sm_90a), no spill.
 // PICTURE  as gelu_fwd.
 // NEEDS    as gelu_fwd.
+// H100     tanh_fwd_bf16: 31 registers, 256 threads, 0 bytes, 100.0 %; a launch.
 // HISTORY  not yet measured on a device.
 template <class E>
 __device__ __forceinline__ void tanh_fwd(const StepState* state, int rows, int cols, const E* x, float* out) {
@@ -138,6 +141,7 @@ EXPORT_KERNEL(tanh_fwd_bf16)
 //          At most 28 registers (sm_80, sm_90a), no spill.
 // PICTURE  as gelu_fwd.
 // NEEDS    as gelu_fwd.
+// H100     tanh_bwd_bf16: 28 registers, 256 threads, 0 bytes, 100.0 %; a launch.
 // HISTORY  not yet measured on a device.
 template <class E>
 __device__ __forceinline__ void tanh_bwd(const StepState* state, int rows, int cols, const float* out,
@@ -178,6 +182,7 @@ constexpr int SLICE_ROWS = 128;
 //          block of a column range to arrive adds the slices' sums in the order of the slices.
 // NEEDS    nothing of M and N. Slices without a live row leave at once and are not waited for. The order of
 //          the sum is fixed: bitwise repeatable, no atomics on data.
+// H100     bias_grad_bf16: 32 registers, 256 threads, 8192 bytes, 100.0 %; a launch.
 // HISTORY  not yet measured on a device.
 template <class E>
 __device__ __forceinline__ void bias_grad(const StepState* state, int rows, int cols, const E* dout,

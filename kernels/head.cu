@@ -22,6 +22,7 @@ constexpr int ABSENT_LABEL = -1;  // the row has nothing to do with the task: ne
 // PICTURE  token cu_seqlens[b] + 8k + w by warp w, columns 8l .. 8l + 7 of the 256 by lane l.
 // NEEDS    no empty sequence. D any (16-byte loads where D % 8 == 0). The order of the sum depends on the
 //          sequence alone.
+// H100     pool_fwd_bf16: 36 registers, 256 threads, 8192 bytes, 75.0 %; floor 4.3 us +- 10 %.
 // HISTORY  not yet measured on a device.
 template <class E, class Out>
 __device__ __forceinline__ void pool_fwd(const StepState* state, int cols, int takes_mean, const E* x,
@@ -95,6 +96,7 @@ __device__ __forceinline__ void scale_row(const E* from, float factor, int cols,
 //          At most 32 registers (sm_80, sm_90a), no spill.
 // PICTURE  columns 8l + 256k .. 8l + 256k + 7 by lane l (l + 32k where D % 8 != 0).
 // NEEDS    dout finite where only the first token counts: the others get 0 times it.
+// H100     pool_bwd_bf16: 32 registers, 256 threads, 0 bytes, 100.0 %; floor 8.4 us +- 10 %.
 // HISTORY  not yet measured on a device.
 template <class E>
 __device__ __forceinline__ void pool_bwd(const StepState* state, int cols, int takes_mean, const E* dout,
@@ -155,6 +157,7 @@ __device__ __forceinline__ float warp_dot(const float* x, const E* y, int n) {
 //          At most 40 registers (sm_80, sm_90a), no spill.
 // PICTURE  warp b * C + c; elements 8l + 256k .. 8l + 256k + 7 of both rows by lane l.
 // NEEDS    nothing of C and D (16-byte loads where D % 8 == 0).
+// H100     head_fwd_bf16: 40 registers, 256 threads, 0 bytes, 75.0 %; a launch.
 // HISTORY  not yet measured on a device.
 template <class E>
 __device__ __forceinline__ void head_fwd(const StepState* state, int cols, int n_labels, const float* x,
@@ -228,6 +231,7 @@ __device__ __forceinline__ float row_loss(const float* logits, int n_labels, int
 // PICTURE  row 16k + w by warp w, logits l + 32i by lane l.
 // NEEDS    labels below C. All operands are float or int: one kernel for both element types. A warp adds its
 //          rows' losses in double, thread 0 the 16 warps': a fixed order.
+// H100     xent_fwd: 40 registers, 512 threads, 256 bytes, 75.0 %; a launch.
 // HISTORY  not yet measured on a device.
 extern "C" __global__ void __launch_bounds__(XENT_THREADS)
     xent_fwd(const StepState* state, int n_labels, const float* logits, const int* labels, float* loss,
@@ -298,6 +302,7 @@ struct Head {
 //          At most 32 registers (sm_80, sm_90a), no spill.
 // PICTURE  thread t of block (b, i) holds dx[b, 256 i + t].
 // NEEDS    nothing of C_h and D. Rows without a label for any head get 0. Heads in order, labels in order.
+// H100     head_dgrad_bf16: 27 registers, 256 threads, 0 bytes, 100.0 %; a launch.
 // HISTORY  not yet measured on a device.
 template <class E>
 __device__ __forceinline__ void head_dgrad(const StepState* state, int cols, float* dx,
@@ -383,6 +388,7 @@ __device__ __forceinline__ HeadSums sum_labelled_rows(int n_rows, int cols, int 
 // PICTURE  block (i, c): rows 8k + w by warp w, column 32 i + l by lane l; then warp 0 adds the warps' sums.
 // NEEDS    nothing of C and D; one kernel for both types of weights. Rows without a label are not read. The
 //          order of the sum depends on the number of the row alone: bitwise repeatable.
+// H100     head_wgrad: 32 registers, 256 threads, 1056 bytes, 100.0 %; a launch.
 // HISTORY  not yet measured on a device.
 extern "C" __global__ void __launch_bounds__(THREADS)
     head_wgrad(const StepState* state, int cols, int n_labels, const float* x, const float* dlogits,

@@ -8,10 +8,10 @@
 //          bf16, 4*M*D for the one written and 2*M*D more for the one read; flops = 10*M*D. Memory-bound.
 // LAUNCH   one warp per row, 8 per block: grid = ceil(M/8), block = 256, smem 0; variants by width: _1 .. _4
 //          hold 256 columns each in registers, _wide holds two rows in shared memory: 8*D bytes a warp, as
-//          many warps (up to 8) as fit. At most 128 registers; bf16 40, 56, 76, 120 (_1 .. _4), f32 40, 70,
-//          72, 114.
-// PICTURE  row r:  |lane0 x8|lane1 x8| ... |lane31 x8|lane0 x8| ...   8 bf16 = one 16-byte load
+//          many warps (up to 8) as fit. At most 128 registers.
+// PICTURE  row r:  |lane0 x4|lane1 x4| ... |lane31 x4|lane0 x4| ...   16 bytes of f32, 8 of bf16 an access
 // NEEDS    D % 8 == 0; variant _n: 256*(n-1) < D <= 256*n; _wide: any D. Fixed order of sums.
+// H100     layernorm_fwd_bf16_3: 80 registers, 256 threads, 0 bytes, 37.5 %; floor 25 us +- 10 %.
 // HISTORY  not yet measured on a device.
 //
 // layernorm_bwd_dx: gradient of LayerNorm with respect to its sum.
@@ -21,9 +21,9 @@
 //          dresidual: [M, D] E; dx or dresidual may be null.
 // TRAFFIC  bytes = (n_dout + 3)*M*D*e + 4*M + 4*D, without dropout (n_dout + 2)*M*D*e;
 //          flops = (n_dout + 8)*M*D.
-// LAUNCH   as layernorm_fwd, the same variants. At most 128 registers; bf16 40, 61, 75, 118 (_1 .. _4),
-//          f32 56, 72, 80, 128.
+// LAUNCH   as layernorm_fwd, the same variants. At most 128 registers.
 // NEEDS    as layernorm_fwd.
+// H100     layernorm_bwd_dx_bf16_3: 80 registers, 256 threads, 0 bytes, 37.5 %; floor 21 us +- 10 %.
 // HISTORY  not yet measured on a device.
 //
 // layernorm_bwd_params, layernorm_bwd_params_total: gradients of gamma and beta.
@@ -37,14 +37,16 @@
 // PICTURE  slice b sums rows 8*b + warp, then those 8 * n_slices further down, ...; the warps' sums are added
 //          in their order, then the slices' sums: by 8 warps, each every eighth slice, then by their order.
 // NEEDS    D % 8 == 0. Fixed order of sums, no atomics: bitwise repeatable for one n_slices.
+// H100     layernorm_bwd_params_bf16: 56 registers, 256 threads, 8192 bytes, 50.0 %; floor 13 us +- 10 %.
 // HISTORY  not yet measured on a device.
 //
 // layernorm_bwd: layernorm_bwd_dx and layernorm_bwd_params in one pass.
 // TRAFFIC  bytes = (n_dout + 3)*M*D*e + 4*M + 12*D, without dropout (n_dout + 2)*M*D*e;
 //          flops = (n_dout + 11)*M*D.
 // LAUNCH   grid = n_slices, block = 256, smem = 32*D bytes, variants _1 .. _4; then the total as above. Wider
-//          rows take the two ops instead. At most 232 registers; bf16 72, 114, 128, 186 (_1 .. _4), f32 80,
-//          120, 182, 228: the sums of both parameters' columns stay in registers.
+//          rows take the two ops instead. At most 232 registers: the sums of both parameters' columns
+//          stay in them.
+// H100     layernorm_bwd_bf16_3: 128 registers, 256 threads, 24576 bytes, 25.0 %; floor 21 us +- 10 %.
 // HISTORY  not yet measured on a device.
 //
 // dropout_fwd, dropout_bwd: dropout on its own.
@@ -54,6 +56,8 @@
 // TRAFFIC  bytes = 2*M*D*e and (n_dout + 1)*M*D*e; flops = M*D and n_dout*M*D. Memory-bound.
 // LAUNCH   one warp per row, 8 per block: grid = ceil(M/8), block = 256, smem 0. At most 64 registers.
 // NEEDS    D % 8 == 0.
+// H100     dropout_fwd_bf16: 42 registers, 256 threads, 0 bytes, 62.5 %; floor 8.4 us +- 10 %,
+//          dropout_bwd_bf16: 52 registers, 256 threads, 0 bytes, 50.0 %; floor 13 us +- 10 %.
 // HISTORY  not yet measured on a device.
 #include "philox.cuh"
 #include "rows.cuh"
@@ -70,20 +74,20 @@ struct Gradients {
   // No other tensor is wider than floats: their kernels need not ask.
   __device__ __forceinline__ bool has_wide() const { return sizeof(E) < sizeof(float) && wide != nullptr; }
 
-  // The sum of the tensors' 8 elements at `place`.
+  // The sum of the tensors' 4 elements at `place`.
   __device__ __forceinline__ void load(size_t place, float (&sum)[VECTOR]) const {
     if (has_wide()) {
-      load8(wide + place, sum);
+      load4(wide + place, sum);
     } else {
-      load8(tensor[0] + place, sum);
+      load4(tensor[0] + place, sum);
     }
 #pragma unroll
     for (int i = 0; i < MOST; ++i) {
       if (i >= count) break;
       if (i == 0 && !has_wide()) continue;
       float more[VECTOR];
-      load8(tensor[i] + place, more);
-      add8(sum, more);
+      load4(tensor[i] + place, more);
+      add4(sum, more);
     }
   }
 
@@ -110,11 +114,11 @@ struct RowDropout {
   unsigned site;
   unsigned threshold;
 
-  // values *= the factors of 8 elements from column `col` on.
+  // values *= the factors of 4 elements from column `col` on.
   __device__ __forceinline__ static void scale(const Dropout& dropout, int2 place, int width, int col,
                                                float (&values)[VECTOR]) {
     float factors[VECTOR];
-    dropout.row_factors8(place.x, place.y, width, col, factors);
+    dropout.row_factors4(place.x, place.y, width, col, factors);
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) values[i] *= factors[i];
   }
@@ -158,7 +162,7 @@ __device__ __forceinline__ void layernorm_fwd(const StepState* state, int rows, 
       float values[VECTOR], more[VECTOR];
       sum.get(at, values);
       residual.get(at, more);
-      add8(values, more);
+      add4(values, more);
       sum.set(at, values);
     });
   }
@@ -184,7 +188,7 @@ __device__ __forceinline__ void input_gradient(const StepState* state, int numbe
     float g[VECTOR], x[VECTOR], scale[VECTOR];
     dout.get(at, g);
     xhat.get(at, x);
-    load8(gamma + at.col, scale);
+    load4(gamma + at.col, scale);
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) {
       g[i] *= scale[i];
@@ -207,9 +211,9 @@ __device__ __forceinline__ void input_gradient(const StepState* state, int numbe
     xhat.get(at, x);
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) g[i] = rstd * (g[i] - mean - x[i] * mean_xhat);
-    if (to.dresidual != nullptr) store8(to.dresidual + first + at.col, g);
+    if (to.dresidual != nullptr) store4(to.dresidual + first + at.col, g);
     if (drops) RowDropout::scale(dropout, place, width, at.col, g);
-    if (to.dx != nullptr) store8(to.dx + first + at.col, g);
+    if (to.dx != nullptr) store4(to.dx + first + at.col, g);
   });
 }
 
@@ -238,7 +242,7 @@ __device__ __forceinline__ void store_slice(const RegisterRow<N>& sums, int n_co
   RegisterRow<N>::for_each(n_cols, [&](Place at) {
     float values[VECTOR];
     sums.get(at, values);
-    store8(own + at.col, values);
+    store4(own + at.col, values);
   });
   __syncthreads();
   for (int col = threadIdx.x; col < n_cols; col += blockDim.x) {
@@ -252,7 +256,7 @@ __device__ __forceinline__ void store_slice(const RegisterRow<N>& sums, int n_co
 template <int N>
 __device__ __forceinline__ void clear(RegisterRow<N>& row) {
 #pragma unroll
-  for (int index = 0; index < N; ++index) {
+  for (int index = 0; index < RegisterRow<N>::N_VECTORS; ++index) {
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) row.values[index][i] = 0.0f;
   }
@@ -299,14 +303,14 @@ __device__ __forceinline__ void layernorm_bwd_params(const StepState* state, int
                                                      const Gradients<E>& dout, const E* xhat,
                                                      const Slices& slices) {
   const int n_rows = live_rows(state, rows);
-  const int first_col = blockIdx.y * WARP_COLUMNS;
-  const int n_cols = min(WARP_COLUMNS, width - first_col);
+  const int first_col = blockIdx.y * PANEL;
+  const int n_cols = min(PANEL, width - first_col);
   ParameterSums<1> sums;
   for (int number = warp_of_grid(); number < n_rows; number += gridDim.x * warps_of_block()) {
     const size_t first = static_cast<size_t>(number) * width + first_col;
     RegisterRow<1>::for_each(n_cols, [&](Place at) {
       float values[VECTOR], x[VECTOR];
-      if (slices.gamma != nullptr) load8(xhat + first + at.col, x);
+      if (slices.gamma != nullptr) load4(xhat + first + at.col, x);
       dout.load(first + at.col, values);
       if (slices.gamma != nullptr) sums.add_gamma(at, values, x);
       if (slices.beta != nullptr) sums.add_beta(at, values);
@@ -385,7 +389,7 @@ __device__ __forceinline__ void dropout_rows(const StepState* state, int rows, i
     float values[VECTOR];
     from.load(first + col, values);
     if (dropout.acts()) RowDropout::scale(dropout, place, width, col, values);
-    store8(to + first + col, values);
+    store4(to + first + col, values);
   }
 }
 

@@ -40,14 +40,15 @@ struct Dropout {
     return philox(key, make_uint4(row * n_groups + group, sequence, site, step));
   }
 
-  // Factors of 8 neighbouring elements, `first` a multiple of 8.
-  __device__ __forceinline__ void row_factors8(int sequence, int row, int width, int first,
-                                               float (&factors)[8]) const {
+  // Factors of 4 neighbouring elements, `first` a multiple of 4.
+  __device__ __forceinline__ void row_factors4(int sequence, int row, int width, int first,
+                                               float (&factors)[4]) const {
     const uint4 bytes = row_bytes(sequence, row, width, first / 16);
-    const bool upper = first % 16 != 0;
-    const uint32_t words[2] = {upper ? bytes.z : bytes.x, upper ? bytes.w : bytes.y};
+    const uint32_t left = first % 8 == 0 ? bytes.x : bytes.y;
+    const uint32_t right = first % 8 == 0 ? bytes.z : bytes.w;
+    const uint32_t word = first % 16 < 8 ? left : right;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) factors[i] = factor(words[i / 4] >> (i % 4 * 8));
+    for (int i = 0; i < 4; ++i) factors[i] = factor(word >> (i * 8));
   }
 
   // The 16 bytes of one lane for a block of 16 queries and 32 keys of one head: byte at = 4 * tile +

@@ -6,8 +6,9 @@
 // Threads of a block, at most: 8 warps with a row each. Two blocks fit a processor at 128 registers.
 constexpr int ROW_THREADS = 256;
 
-constexpr int VECTOR = 8;                  // elements of one access (16 bytes of bf16)
+constexpr int VECTOR = 4;                  // elements of one access (16 bytes of f32, 8 of bf16)
 constexpr int WARP_COLUMNS = 32 * VECTOR;  // columns that a warp covers with one vector a lane
+constexpr int PANEL = 2 * WARP_COLUMNS;    // columns by which the variants of a kernel differ
 
 __device__ __forceinline__ int lane_of_warp() { return threadIdx.x % 32; }
 __device__ __forceinline__ int warp_of_block() { return threadIdx.x / 32; }
@@ -20,11 +21,12 @@ struct Place {
   int col;
 };
 
-// A row in registers: N vectors a lane. Only the last of them may lie beyond the row's end, so that
-// 256 * (N - 1) < width <= 256 * N.
+// A row in registers: N panels, two vectors a lane each. Only the last panel may lie beyond the row's end, so
+// that PANEL * (N - 1) < width <= PANEL * N.
 template <int N>
 struct RegisterRow {
-  float values[N][VECTOR];
+  static constexpr int N_VECTORS = N * (PANEL / WARP_COLUMNS);
+  float values[N_VECTORS][VECTOR];
 
   // The arguments are those of SharedRow.
   __device__ __forceinline__ RegisterRow(unsigned char*, int, int) {}
@@ -32,9 +34,9 @@ struct RegisterRow {
   template <class Body>
   static __device__ __forceinline__ void for_each(int width, Body body) {
 #pragma unroll
-    for (int index = 0; index < N; ++index) {
+    for (int index = 0; index < N_VECTORS; ++index) {
       const int col = index * WARP_COLUMNS + lane_of_warp() * VECTOR;
-      if (index + 1 < N || col < width) body(Place{index, col});
+      if (col < (N - 1) * PANEL || col < width) body(Place{index, col});
     }
   }
 
@@ -63,13 +65,13 @@ struct SharedRow {
     for (int col = lane_of_warp() * VECTOR; col < width; col += WARP_COLUMNS) body(Place{0, col});
   }
 
-  __device__ __forceinline__ void get(Place at, float (&to)[VECTOR]) const { load8(values + at.col, to); }
+  __device__ __forceinline__ void get(Place at, float (&to)[VECTOR]) const { load4(values + at.col, to); }
   __device__ __forceinline__ void set(Place at, const float (&from)[VECTOR]) {
-    store8(values + at.col, from);
+    store4(values + at.col, from);
   }
 };
 
-__device__ __forceinline__ void add8(float (&to)[VECTOR], const float (&more)[VECTOR]) {
+__device__ __forceinline__ void add4(float (&to)[VECTOR], const float (&more)[VECTOR]) {
 #pragma unroll
   for (int i = 0; i < VECTOR; ++i) to[i] += more[i];
 }
@@ -79,7 +81,7 @@ template <class E, class Row>
 __device__ __forceinline__ void load_row(Row& row, const E* from, int width) {
   Row::for_each(width, [&](Place at) {
     float values[VECTOR];
-    load8(from + at.col, values);
+    load4(from + at.col, values);
     row.set(at, values);
   });
 }
@@ -90,8 +92,8 @@ __device__ __forceinline__ void add_to_row(Row& row, const E* from, int width) {
   Row::for_each(width, [&](Place at) {
     float values[VECTOR], more[VECTOR];
     row.get(at, values);
-    load8(from + at.col, more);
-    add8(values, more);
+    load4(from + at.col, more);
+    add4(values, more);
     row.set(at, values);
   });
 }
@@ -142,15 +144,15 @@ __device__ __forceinline__ void normalise_row(const Row& row, size_t number, int
   Row::for_each(width, [&](Place at) {
     float values[VECTOR], gamma[VECTOR], beta[VECTOR], out[VECTOR];
     row.get(at, values);
-    load8(to.gamma + at.col, gamma);
-    load8(to.beta + at.col, beta);
+    load4(to.gamma + at.col, gamma);
+    load4(to.beta + at.col, beta);
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) {
       values[i] = (values[i] - mean) * rstd;
       out[i] = values[i] * gamma[i] + beta[i];
     }
-    store8(to.out + first + at.col, out);
-    if (sizeof(E) < sizeof(float) && to.stream != nullptr) store8(to.stream + first + at.col, out);
-    if (to.xhat != nullptr) store8(to.xhat + first + at.col, values);
+    store4(to.out + first + at.col, out);
+    if (sizeof(E) < sizeof(float) && to.stream != nullptr) store4(to.stream + first + at.col, out);
+    if (to.xhat != nullptr) store4(to.xhat + first + at.col, values);
   });
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use frostline::backend::cuda::embedded::{self, EmbeddedFile, Resources};
+use frostline::backend::cuda::occupancy::Multiprocessor;
 
 const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
 
@@ -142,6 +143,59 @@ fn registers_are_as_promised() {
     }
     faults.extend(idle.into_iter().map(|op| format!("{op}: a promise that holds for no kernel")));
     assert_none("promises of headers that are not kept", &faults);
+}
+
+/// What a line `H100` says of a kernel: registers, threads, dynamic shared memory, occupancy in per cent.
+#[derive(Debug, PartialEq)]
+struct OnH100 {
+    kernel: String,
+    registers: u32,
+    threads: u32,
+    shared_bytes: u32,
+    occupancy: String,
+}
+
+fn on_h100(source: &str) -> Vec<OnH100> {
+    let field = |text: &str, unit: &str| text.strip_suffix(unit)?.trim().parse().ok();
+    let read = |line: &str| {
+        let (kernel, rest) =
+            line.trim_start_matches("// H100").trim_matches(['/', ' ']).split_once(": ")?;
+        let facts = rest.split_once(';').map_or(rest, |(facts, _)| facts);
+        let mut facts = facts.split(", ");
+        Some(OnH100 {
+            kernel: kernel.to_owned(),
+            registers: field(facts.next()?, "registers")?,
+            threads: field(facts.next()?, "threads")?,
+            shared_bytes: field(facts.next()?, "bytes")?,
+            occupancy: facts.next()?.split_once(" %")?.0.to_owned(),
+        })
+    };
+    source.lines().filter(|line| line.starts_with("//")).filter_map(read).collect()
+}
+
+#[test]
+fn occupancy_is_as_headers_say() {
+    let Some(files) = compiled("occupancy_is_as_headers_say") else { return };
+    let h100 = Multiprocessor::of((9, 0));
+    let all = all_resources(files);
+    let mut faults = Vec::new();
+    for path in kernel_files("cu") {
+        let source = std::fs::read_to_string(&path).unwrap();
+        let said = on_h100(&source);
+        let n_headers = source.matches("// HISTORY").count();
+        if said.len() < n_headers {
+            faults.push(format!("{}: {} of {n_headers} headers", path.display(), said.len()));
+        }
+        for one in said {
+            let found = all.iter().find(|r| r.kernel == one.kernel && r.architecture == "sm_90a");
+            let registers = found.map_or(0, |resources| resources.registers);
+            let occupancy = h100.occupancy(registers, one.threads, one.shared_bytes);
+            if registers != one.registers || format!("{:.1}", occupancy * 100.0) != one.occupancy {
+                faults.push(format!("{one:?}: {registers} registers, {:.1} %", occupancy * 100.0));
+            }
+        }
+    }
+    assert_none("lines H100 of headers that are not so", &faults);
 }
 
 /// `cuobjdump`'s machine code of an image, by architecture and kernel.

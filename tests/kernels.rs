@@ -40,7 +40,8 @@ fn emulated(
     let options = StepOptions { capacity, compute, dropout: true, max_grad_norm: Some(0.5) };
     let plan = prune(&training_step(network, &options), network, &mask_of(network, spec));
     let plan = if fused { fuse(&plan) } else { plan };
-    let mut backend = CudaBackend::new(Emulator::new(schedule), "emulated", false);
+    let device = Emulator::new(schedule).checking_races();
+    let mut backend = CudaBackend::new(device, "emulated", false);
     for (id, values) in random_values(network, 3).into_iter().enumerate() {
         let id = ParamId(id);
         backend.write_value(id, network.param(id).dtype(compute), values).unwrap();
@@ -190,4 +191,33 @@ fn a_freeze_launches_less() {
     let (none, lower, backbone, all) =
         (count("none"), count("lower:1"), count("backbone"), count("all"));
     assert!(none > lower && lower > backbone && backbone > all && all > 0);
+}
+
+/// What moves and multiplies does so at the memory's and the tensor cores' grain: whole sectors, and no bank
+/// asked twice. Widths are those of MiniLM; a lone value a row, as LayerNorm's, costs its sector all the same.
+#[test]
+fn memory_is_used_as_it_is_made() {
+    let config = Config { intermediate_size: 768, ..Config::published("minilm-l6").unwrap() };
+    let config = Config { n_layers: 1, vocab_size: 101, ..config };
+    let network = network_of(&config, Pooling::Mean);
+    let batch = random_batch(&network, &[64, 31, 33], 10);
+    let mut it = emulated(&network, &batch, "none", DType::Bf16, true, Schedule::default());
+    let times = it.backend.run(&it.bound, &batch, &STATE, Timing::Ops).unwrap();
+    let launches: Vec<_> = it.backend.launches(&it.bound).iter().flatten().collect();
+    assert_eq!(launches.len(), times.counts.len());
+    let mut n_checked = [0; 2];
+    for (launch, counts) in launches.iter().zip(&times.counts) {
+        let is_of = |ops: &[&str]| ops.iter().any(|op| launch.kernel.starts_with(op));
+        if is_of(&["gemm_", "layernorm_", "embed_layernorm_", "adamw_step"]) {
+            let used = counts.global_bytes as f64 / (32 * counts.global_sectors) as f64;
+            assert!((0.95..=1.0).contains(&used), "{}: {used} of its sectors", launch.kernel);
+            n_checked[0] += 1;
+        }
+        if is_of(&["gemm_", "attention_"]) {
+            assert!(counts.mma > 0 && counts.barriers > 0, "{}: {counts:?}", launch.kernel);
+            assert_eq!(counts.shared_conflicts, 0, "{}", launch.kernel);
+            n_checked[1] += 1;
+        }
+    }
+    assert!(n_checked[0] > 15 && n_checked[1] > 10, "{n_checked:?}");
 }

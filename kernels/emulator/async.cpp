@@ -22,6 +22,13 @@ void execute(AsyncCopy& copy) {
   copy.done = true;
 }
 
+// Names a line of a kernel. The compiler makes two calls of a copy that is valid or not, and the lanes of a warp
+// come to one or the other, where the GPU has one access of all of them.
+const void* source_line(Place place) {
+  constexpr uintptr_t MOST_LINES = 1 << 16;
+  return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(place.file) * MOST_LINES + place.line);
+}
+
 }  // namespace
 
 void cp_async16(void* shared, const void* global, bool valid, Place place) {
@@ -35,7 +42,7 @@ void cp_async16(void* shared, const void* global, bool valid, Place place) {
   current_block->counts.async_copies++;
   const void* pc = __builtin_return_address(0);
   Observer* observer = current_block->observer;
-  if (observer) observer->copy_issued(current_fibre->number, shared, pc);
+  if (observer) observer->copy_issued(current_fibre->number, shared, pc, source_line(place));
   AsyncCopy copy{shared, global, valid, false, pc};
   if (!current_block->options.deferred_async) execute(copy);
   if (copy.done && !observer) return;

@@ -47,9 +47,9 @@ void Observer::access(uint32_t thread, const void* address, unsigned bytes, Acce
   }
 }
 
-void Observer::copy_issued(uint32_t thread, const void* shared, const void* pc) {
+void Observer::copy_issued(uint32_t thread, const void* shared, const void* pc, const void* site) {
   const auto offset = static_cast<size_t>(static_cast<const unsigned char*>(shared) - shared_);
-  if (traffic_) traffic_->access(thread, offset, 16, true, pc);
+  if (traffic_) traffic_->access(thread, offset, 16, true, site);
   if (shared_map_) shared_map_->copy_issued(thread, offset, pc);
 }
 

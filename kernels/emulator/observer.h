@@ -20,7 +20,8 @@ class Observer {
 
   void access(uint32_t thread, const void* address, unsigned bytes, Access access, const void* pc);
   // A cp.async writes its 16 bytes at any time between these two.
-  void copy_issued(uint32_t thread, const void* shared, const void* pc);
+  // `site` is the same for all lanes of a warp.
+  void copy_issued(uint32_t thread, const void* shared, const void* pc, const void* site);
   void copy_landed(const void* shared);
 
   void atomic(uint32_t thread, const void* address);

@@ -568,7 +568,7 @@ void check_embed_wgrad(const Shape& shape, int n_table_rows, int common, int pad
   }
   Result result(shape.name<E>("embed_wgrad"), expected, TOLERANCE<float>);
   testing::for_each_schedule([&] {
-    const int n_strips = ceil_div(width, 256);
+    const int n_strips = ceil_div(width, 128);
     const int n_segments = batch.capacity() / 128;
     Buffer<float> partials(size_t(n_segments) * width), dtable(expected.size());
     if (n_segments > 0) {

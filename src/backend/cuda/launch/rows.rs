@@ -7,10 +7,12 @@ use crate::{Error, Result};
 
 const THREADS: u32 = 256;
 const WARPS: usize = 8;
-/// Columns that a warp covers with one 16-byte access a lane.
-const WARP_COLUMNS: usize = 256;
+/// Columns that a warp covers with one access of 4 elements a lane.
+const WARP_COLUMNS: usize = 128;
+/// Columns by which the variants of a kernel that holds its rows differ.
+const PANEL: usize = 2 * WARP_COLUMNS;
 /// Columns that a warp can hold in registers.
-const MAX_REGISTER_COLUMNS: usize = 4 * WARP_COLUMNS;
+const MAX_REGISTER_COLUMNS: usize = 4 * PANEL;
 
 /// Shared memory that every GPU gives a block without being asked; wider rows than it holds ask for more.
 const SHARED_BYTES: usize = 48 << 10;
@@ -131,8 +133,8 @@ pub(super) fn layernorm_bwd_params(
     args.push(Arg::Address(cx.optional(to.dgamma.map(|_| xhat))));
     args.extend(slices.args());
     let kernel = format!("layernorm_bwd_params_{}", cx.suffix(xhat));
-    let grid = [slices.n, cols.div_ceil(WARP_COLUMNS) as u32, 1];
-    cx.launch(&kernel, grid, THREADS, WARPS * WARP_COLUMNS * size_of::<f32>(), &args)?;
+    let grid = [slices.n, cols.div_ceil(PANEL) as u32, 1];
+    cx.launch(&kernel, grid, THREADS, WARPS * PANEL * size_of::<f32>(), &args)?;
     slices.add_up(cx, to)
 }
 
@@ -261,7 +263,7 @@ fn variant(cols: usize) -> String {
     if cols > MAX_REGISTER_COLUMNS {
         return "wide".into();
     }
-    cols.div_ceil(WARP_COLUMNS).to_string()
+    cols.div_ceil(PANEL).to_string()
 }
 
 /// Launches a kernel that goes over rows as `like` has them, one a warp.
