@@ -50,6 +50,9 @@ pub struct DeviceArgs {
     /// Type of activations and matrices [default: f32 on the CPU, bf16 on cuda and emulated]
     #[arg(long, value_enum)]
     pub dtype: Option<ComputeType>,
+    /// The same as --dtype bf16
+    #[arg(long, conflicts_with = "dtype")]
+    pub bf16: bool,
     /// Replay steps as CUDA graphs, or launch kernel by kernel
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub graph: Switch,
@@ -97,7 +100,8 @@ impl DeviceArgs {
                 }
             },
         };
-        let compute = match (self.dtype, device) {
+        let asked = self.dtype.or(self.bf16.then_some(ComputeType::Bf16));
+        let compute = match (asked, device) {
             (Some(ComputeType::Bf16), session::Device::Cpu) => {
                 return Err(Error::usage("--dtype bf16: the CPU computes in f32 only"));
             }
@@ -193,6 +197,26 @@ pub fn check_parent(option: &str, path: &Path) -> Result<()> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Refuses to write over a file of the model.
+///
+/// # Errors
+/// The file lies in the model's folder.
+pub fn check_not_of_model(option: &str, path: &Path, model: Option<&PathBuf>) -> Result<()> {
+    let found = path.canonicalize().ok().zip(model.and_then(|dir| dir.canonicalize().ok()));
+    match found {
+        Some((file, dir)) if file.is_file() && file.starts_with(&dir) => Err(Error::usage(format!(
+            "{option} {}: would overwrite a file in the model's folder, name another",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The same as 64 bits, for counts that grow with a run.
+pub fn positive_count(text: &str) -> std::result::Result<u64, String> {
+    positive(text).map(|n| n as u64)
 }
 
 /// Parses a whole number from 1.

@@ -30,7 +30,8 @@ pub struct DataArgs {
     /// Fill batches up to this many tokens instead
     #[arg(long, alias = "batch_tokens", value_name = "N", value_parser = super::args::positive)]
     pub batch_tokens: Option<usize>,
-    /// Cut texts to this many tokens [default: the model's longest, at most 512]
+    /// Cut texts to this many tokens [default: the model's longest, at most 512]; length of synthetic
+    /// rows [default: 128]
     #[arg(long, alias = "max_length", value_name = "N", value_parser = super::args::positive)]
     pub max_length: Option<usize>,
 }

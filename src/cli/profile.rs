@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::args::{DeviceArgs, ModelArgs, check_parent, positive};
+use super::args::{DeviceArgs, ModelArgs, check_not_of_model, check_parent, positive};
 use super::data_args::DataArgs;
 use super::step::Rates;
 use super::workload::Workload;
@@ -67,6 +67,7 @@ pub fn run(args: &Args) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     if let Some(path) = &args.trace {
         check_parent("--trace", path)?;
+        check_not_of_model("--trace", path, args.model.model.as_ref())?;
     }
     let engine = args.device.prepare()?;
     let source = args.model.source()?;
@@ -168,7 +169,8 @@ fn text(run: &Run, profiles: &[Profile]) -> Result<String> {
         "counts of one step, occupancy on an H100\n".to_owned()
     } else {
         format!(
-            "medians of {} steps, each op timed by itself; ceilings {:.0} GFLOP/s, {:.1} GB/s\n",
+            "medians of {} steps, each op timed by itself; ceilings {:.0} GFLOP/s, {:.1} GB/s (updates in \
+             place, and operands still in a cache, beat the second)\n",
             run.n_rounds,
             run.ceilings.gemm_flops_per_second / 1e9,
             run.ceilings.copy_bytes_per_second / 1e9

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::args::{DeviceArgs, ModelArgs, check_parent, task_sizes};
+use super::args::{
+    DeviceArgs, ModelArgs, check_not_of_model, check_parent, positive_count, task_sizes,
+};
 use super::{batch_file, print, print_json};
 use crate::backend::{StepState, Timing};
 use crate::freeze::FreezeSpec;
@@ -27,7 +29,7 @@ pub struct Args {
     #[arg(long, value_name = "SPEC", default_value = "none")]
     freeze: String,
     /// Number of steps, all on the same batch
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = positive_count)]
     steps: u64,
     #[command(flatten)]
     rates: Rates,
@@ -90,6 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
     let spec = FreezeSpec::parse(&args.freeze)?;
     let engine = args.device.prepare()?;
     check_parent("--dump", &args.dump)?;
+    check_not_of_model("--dump", &args.dump, args.model.model.as_ref())?;
     if args.dump == args.batch {
         return Err(Error::usage(format!(
             "--dump {}: would overwrite the batch, name another file",

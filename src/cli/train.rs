@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::args::{DeviceArgs, ModelArgs, check_parent};
+use super::args::{DeviceArgs, ModelArgs, check_parent, positive_count};
 use super::data_args::DataArgs;
 use super::step::Rates;
 use super::{print, print_json, progress};
@@ -61,10 +61,10 @@ pub struct Args {
 #[derive(clap::Args, Debug)]
 pub struct TrainingArgs {
     /// Epochs over the training rows
-    #[arg(long, alias = "num_train_epochs", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, alias = "num_train_epochs", default_value_t = 3, value_parser = positive_count)]
     pub num_train_epochs: u64,
     /// Steps instead of epochs
-    #[arg(long, alias = "max_steps", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, alias = "max_steps", value_parser = positive_count)]
     pub max_steps: Option<u64>,
     /// Steps of warm-up; under 1 a share of all steps
     #[arg(long, aliases = ["warmup_steps", "warmup_ratio"], default_value = "0.1", value_parser = warmup)]
@@ -125,7 +125,8 @@ pub fn run(args: &Args) -> Result<()> {
     if args.output.exists() {
         check_replaceable(&args.output, args.overwrite)?;
     }
-    let beside = folder_beside(&args.output)?;
+    // Only to know early that it can be written: what is interrupted leaves nothing.
+    drop(folder_beside(&args.output)?);
     let source = args.model.source()?;
     let corpus = args.data.corpus(&source, args.seed)?;
     let network = source.network(&corpus.task_sizes(), args.model.pooling)?;
@@ -165,7 +166,7 @@ pub fn run(args: &Args) -> Result<()> {
             .collect::<Result<_>>()?,
         initial: &initial,
     };
-    write_folder(beside, &args.output, &model, &outcome)?;
+    write_folder(&args.output, &model, &outcome)?;
     report(args, &outcome, proof, n_values)
 }
 
@@ -185,8 +186,7 @@ fn check_replaceable(folder: &Path, overwrite: bool) -> Result<()> {
     Ok(())
 }
 
-/// A temporary folder beside the output, made before training so that a place that cannot be written
-/// is known early.
+/// A temporary folder beside the output.
 fn folder_beside(output: &Path) -> Result<TempDir> {
     if output.file_name().is_none() {
         return Err(Error::content(output, "--output: is no name for a new folder"));
@@ -197,16 +197,16 @@ fn folder_beside(output: &Path) -> Result<TempDir> {
         .prefix(".frostline-")
         .permissions(files::folder_permissions())
         .tempdir_in(parent)
-        .map_err(|e| Error::io(parent, e))
+        .map_err(|e| {
+            let problem =
+                format!("--output: cannot be written to {}: {}", parent.display(), e.kind());
+            Error::content(output, problem)
+        })
 }
 
 /// Writes everything beside, then puts it in its place.
-fn write_folder(
-    beside: TempDir,
-    output: &Path,
-    model: &TrainedModel,
-    outcome: &TrainOutcome,
-) -> Result<()> {
+fn write_folder(output: &Path, model: &TrainedModel, outcome: &TrainOutcome) -> Result<()> {
+    let beside = folder_beside(output)?;
     let written = beside.path().join("model");
     std::fs::create_dir(&written).map_err(|e| Error::io(&written, e))?;
     write_model(&written, model)?;
@@ -248,7 +248,8 @@ fn report(args: &Args, outcome: &TrainOutcome, proof: FreezeProof, n_values: usi
         text += &format!("{}\n", quality_line(quality));
     }
     text += &format!(
-        "{} frozen tensors ({} values) are equal to the model's own, byte for byte\nwrote {}\n",
+        "{} tensors that did not train ({} values) are equal to the model's own, byte for byte\nwrote \
+         {}\n",
         proof.n_tensors,
         proof.n_values,
         args.output.display()

@@ -102,7 +102,7 @@ impl Dataset {
         check_names(tasks, evals)?;
         if !(0.0..1.0).contains(&holdout) {
             return Err(Error::usage(format!(
-                "hold-out fraction {holdout}: expected at least 0 and less than 1"
+                "--holdout {holdout}: expected at least 0 and less than 1"
             )));
         }
         let mut groups = Groups::default();
@@ -353,7 +353,7 @@ mod tests {
         let other = Dataset::load(&tasks, &[], 0.25, 43, None).unwrap();
         assert_ne!(texts(&load(0.25).unwrap().eval), texts(&other.eval));
         for holdout in [-0.1, 1.0, f64::NAN] {
-            check_message(load(holdout), &["hold-out fraction"]);
+            check_message(load(holdout), &["--holdout"]);
         }
         let few = Folder::new(&[("a.tsv", "text\ttopic\na\tx\nb\ty\n")]);
         let result = few.load_with(&["topic=a.tsv"], &[], 0.5, None);

@@ -239,7 +239,7 @@ impl Group {
                 self.table.path(),
                 format!(
                     "no row of {} can be held out for evaluation without losing a class; give more \
-                     rows, evaluation rows of their own, or a hold-out fraction of 0",
+                     rows, evaluation rows of their own (--eval), or --holdout 0",
                     self.rows.len()
                 ),
             ));

@@ -2,7 +2,7 @@
 
 use crate::Workspace;
 
-const COMMANDS: [&str; 4] = ["bench", "train", "plan", "step"];
+const COMMANDS: [&str; 5] = ["bench", "train", "plan", "profile", "step"];
 
 #[test]
 fn help_has_an_example_of_every_command() {
@@ -27,7 +27,7 @@ fn examples_are_accepted() {
         let help = workspace.ok(&format!("{command} --help"));
         let example = help.split("Example: frostline ").nth(1).unwrap();
         let example = example.split_whitespace().collect::<Vec<_>>();
-        if example.contains(&"--arch") && command == "bench" {
+        if example.contains(&"--arch") && ["bench", "profile"].contains(&command) {
             // Minutes of measuring; a size that is not there shows that all else was understood.
             let example = example.join(" ").replace("bert-base", "bert-tiny");
             workspace.refused(&example, 2, &["bert-tiny"]);

@@ -81,3 +81,22 @@ fn norms_that_nobody_needs() {
         assert!(report["grad_norm"].is_null(), "{options}: {report}");
     }
 }
+
+/// The model's own files are not to be lost, and what is no ordinary file is not to be replaced.
+#[test]
+fn a_dump_replaces_ordinary_files_alone() {
+    let workspace = Workspace::new();
+    let step = "step --model model --batch batch.safetensors --task topic=5 --task sentiment=3 \
+                --device cpu --dump";
+    let weights = std::fs::read(workspace.path("model/model.safetensors")).unwrap();
+    workspace.refused(&format!("{step} model/model.safetensors"), 2, &["--dump", "overwrite"]);
+    std::os::unix::fs::symlink("model/model.safetensors", workspace.path("link")).unwrap();
+    workspace.refused(&format!("{step} link"), 2, &["--dump", "overwrite"]);
+    assert_eq!(std::fs::read(workspace.path("model/model.safetensors")).unwrap(), weights);
+
+    workspace.write("target", "old");
+    std::os::unix::fs::symlink("target", workspace.path("other")).unwrap();
+    workspace.ok(&format!("{step} other"));
+    assert!(workspace.path("other").is_symlink());
+    assert!(std::fs::metadata(workspace.path("target")).unwrap().len() > 100);
+}
