@@ -8,6 +8,15 @@ use std::process::Command;
 
 use frostline::backend::cuda::embedded::{self, EmbeddedFile, Resources};
 use frostline::backend::cuda::occupancy::Multiprocessor;
+#[cfg(feature = "emulator")]
+use {
+    frostline::backend::Backend,
+    frostline::backend::cuda::{CudaBackend, emulated::Emulator},
+    frostline::model::{Config, Network, Pooling},
+    frostline::plan::{Capacity, Layout, StepOptions, training_step},
+    frostline::tensor::DType,
+    std::sync::Arc,
+};
 
 const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
 
@@ -195,6 +204,57 @@ fn occupancy_is_as_headers_say() {
             }
         }
     }
+    assert_none("lines H100 of headers that are not so", &faults);
+}
+
+/// Threads and shared memory of lines `H100` are those of the launches of BERT-base.
+#[cfg(feature = "emulator")]
+#[test]
+fn launches_are_as_headers_say() {
+    use frostline::plan::fuse::fuse;
+    let mut said: Vec<OnH100> = Vec::new();
+    for path in kernel_files("cu") {
+        said.extend(on_h100(&std::fs::read_to_string(path).unwrap()));
+    }
+    let mut unseen: BTreeSet<&str> = said.iter().map(|one| one.kernel.as_str()).collect();
+    let mut faults = Vec::new();
+    for compute in [DType::F32, DType::Bf16] {
+        for (n_sequences, max_length, pooling) in
+            [(64, 128, Pooling::Mean), (64, 128, Pooling::Pooler), (16, 512, Pooling::Mean)]
+        {
+            let published = Config::published("bert-base").unwrap();
+            let config = Config { n_layers: 1, vocab_size: 64, ..published };
+            let tasks = [("topic".to_owned(), 4)];
+            let network = Network::new(&config, None, &tasks, pooling).unwrap();
+            let tokens = n_sequences * max_length;
+            let capacity = Capacity { tokens, sequences: n_sequences, max_length };
+            let options =
+                StepOptions { capacity, compute, dropout: true, max_grad_norm: Some(1.0) };
+            let plan = training_step(&network, &options);
+            // Fused and not: each has kernels that the other lacks.
+            for plan in [fuse(&plan), plan] {
+                let layout = Arc::new(Layout::new(&plan));
+                let mut backend = CudaBackend::new(Emulator::default(), "emulated", false);
+                for id in network.param_ids() {
+                    let param = network.param(id);
+                    let zeros = vec![0.0; param.n_elements()];
+                    backend.write_value(id, param.dtype(compute), zeros).unwrap();
+                }
+                let bound = backend.bind(Arc::new(plan), layout).unwrap();
+                for launch in backend.launches(&bound).iter().flatten() {
+                    let Some(one) = said.iter().find(|one| one.kernel == launch.kernel) else {
+                        continue;
+                    };
+                    unseen.remove(one.kernel.as_str());
+                    let given = (launch.block, launch.shared_bytes);
+                    if given != (one.threads, one.shared_bytes as usize) {
+                        faults.push(format!("{one:?}: launched with {given:?}"));
+                    }
+                }
+            }
+        }
+    }
+    faults.extend(unseen.into_iter().map(|kernel| format!("{kernel} is never launched")));
     assert_none("lines H100 of headers that are not so", &faults);
 }
 

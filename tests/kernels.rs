@@ -130,7 +130,7 @@ fn freezes_drop_outputs_and_leave_the_rest_right() {
 #[test]
 fn long_sequences_are_right() {
     let network = network(1, 64, Pooling::Mean);
-    let batch = random_batch(&network, &[130, 1, 128, 200], 7);
+    let batch = random_batch(&network, &[130, 1, 128, 2, 512, 77], 7);
     for compute in TYPES {
         let mut it = emulated(&network, &batch, "none", compute, true, Schedule::default());
         let found = shadow(&mut it.backend, &it.bound, &batch, &STATE).unwrap();

@@ -206,10 +206,12 @@ pub fn check_parent(option: &str, path: &Path) -> Result<()> {
 pub fn check_not_of_model(option: &str, path: &Path, model: Option<&PathBuf>) -> Result<()> {
     let found = path.canonicalize().ok().zip(model.and_then(|dir| dir.canonicalize().ok()));
     match found {
-        Some((file, dir)) if file.is_file() && file.starts_with(&dir) => Err(Error::usage(format!(
-            "{option} {}: would overwrite a file in the model's folder, name another",
-            path.display()
-        ))),
+        Some((file, dir)) if file.is_file() && file.starts_with(&dir) => {
+            Err(Error::usage(format!(
+                "{option} {}: would overwrite a file in the model's folder, name another",
+                path.display()
+            )))
+        }
         _ => Ok(()),
     }
 }
