@@ -1,10 +1,11 @@
 // What all kernels share: the step's state, conversions, vector accesses, sums over a warp and a block.
 //
 // Lines `H100` in front of kernels: what the compiler gives the kernel on sm_90a, the threads and dynamic shared
-// memory of its blocks for BERT-base, and the share of a multiprocessor's warps that these leave room for
-// (tests/gates.rs checks all of it); then the floor of one launch, at 64 sequences of 128 tokens (16 of 512 for
+// memory of its blocks for BERT-base, and the share of a multiprocessor's warps that these leave room for; then
+// the floor of the op's largest launch in a step of BERT-base, at 64 sequences of 128 tokens (16 of 512 for
 // attention_long): the larger of flops / 700 TF/s (60 in f32) and bytes / 3.0 TB/s, both assumed, with the
-// error that such a floor has. `a launch`: less than one costs.
+// error that such a floor has. `a launch`: less than one costs. tests/gates.rs checks all but the floor, which
+// `frostline plan --arch bert-base` gives.
 #pragma once
 #include "ptx.cuh"
 

@@ -5,7 +5,7 @@
 // TRAFFIC  bytes = 4*M*D*e + 12*M for M = T and e bytes an element (one row of each table a token);
 //          flops = 2*M*D. Memory-bound.
 // LAUNCH   one warp per token, 8 per block: grid = ceil(T/8), block = 256, smem 0. At most 64 registers.
-// PICTURE  row t:  |lane0 x8|lane1 x8| ... |lane31 x8|lane0 x8| ...   8 bf16 = one 16-byte load
+// PICTURE  row t:  |lane0 x4|lane1 x4| ... |lane31 x4|lane0 x4| ...   16 bytes of f32, 8 of bf16 an access
 // NEEDS    D % 8 == 0; ids inside their tables (the host checks batches).
 // H100     embed_fwd_bf16: 40 registers, 256 threads, 0 bytes, 75.0 %; floor 17 us +- 10 %.
 // HISTORY  not yet measured on a device.

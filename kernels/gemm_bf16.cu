@@ -24,7 +24,7 @@
 //          leave as 16-byte chunks after a 4 x 4 transposition in each quad of lanes.
 // NEEDS    N % 8 == 0 and K % 8 == 0 (else _plain); M any. Fixed order of sums: the same bits for the same
 //          batch and number of slices; out, pre and dx of a row the same whatever batch it is in.
-// H100     gemm_fwd_bf16_128x128: 209 registers, 128 threads, 65536 bytes, 12.5 %; floor 41 us +- 20 %,
+// H100     gemm_fwd_bf16_128x128: 209 registers, 128 threads, 65536 bytes, 12.5 %; floor 55 us +- 20 %,
 //          gemm_gelu_fwd_bf16_128x128: 255 registers, 128 threads, 65536 bytes, 12.5 %; floor 55 us +- 20 %,
 //          gemm_dgrad_bf16_128x128: 211 registers, 128 threads, 65536 bytes, 12.5 %; floor 55 us +- 20 %,
 //          gemm_gelu_dgrad_bf16_128x128: 255 registers, 128 threads, 65536 bytes, 12.5 %; floor 56 us +- 20 %,

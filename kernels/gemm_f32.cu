@@ -22,11 +22,11 @@
 // PICTURE  thread t: rows 4 (t / 16) .. + 3, columns t % 16 + 0, 16, 32, 48 of its block's tile.
 // NEEDS    nothing of M, N, K: what is outside a matrix counts as zero. Fixed order of sums: the same bits
 //          for the same batch and number of slices.
-// H100     gemm_fwd_f32: 78 registers, 256 threads, 8704 bytes, 37.5 %; floor 483 us +- 20 %,
+// H100     gemm_fwd_f32: 78 registers, 256 threads, 8704 bytes, 37.5 %; floor 644 us +- 20 %,
 //          gemm_gelu_fwd_f32: 78 registers, 256 threads, 8704 bytes, 37.5 %; floor 646 us +- 20 %,
 //          gemm_dgrad_f32: 68 registers, 256 threads, 8704 bytes, 37.5 %; floor 644 us +- 20 %,
 //          gemm_gelu_dgrad_f32: 72 registers, 256 threads, 8704 bytes, 37.5 %; floor 649 us +- 20 %,
-//          gemm_wgrad_f32: 114 registers, 256 threads, 8720 bytes, 25.0 %; floor 644 us +- 20 %.
+//          gemm_wgrad_f32: 114 registers, 256 threads, 8720 bytes, 25.0 %; floor 645 us +- 20 %.
 // HISTORY  not yet measured on a device.
 #include "gemm_plain.cuh"
 

@@ -11,7 +11,7 @@
 //          many warps (up to 8) as fit. At most 128 registers.
 // PICTURE  row r:  |lane0 x4|lane1 x4| ... |lane31 x4|lane0 x4| ...   16 bytes of f32, 8 of bf16 an access
 // NEEDS    D % 8 == 0; variant _n: 256*(n-1) < D <= 256*n; _wide: any D. Fixed order of sums.
-// H100     layernorm_fwd_bf16_3: 80 registers, 256 threads, 0 bytes, 37.5 %; floor 25 us +- 10 %.
+// H100     layernorm_fwd_bf16_3: 80 registers, 256 threads, 0 bytes, 37.5 %; floor 29 us +- 10 %.
 // HISTORY  not yet measured on a device.
 //
 // layernorm_bwd_dx: gradient of LayerNorm with respect to its sum.

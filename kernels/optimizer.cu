@@ -83,7 +83,7 @@ __device__ __forceinline__ double sum_in_double(const float* x, unsigned n, doub
 //          by a butterfly, warps in order; the last block to arrive adds the chunks in double.
 // NEEDS    gradients 16-byte aligned; at least one chunk. All operands are float: one kernel for both element
 //          types. Fixed order: bitwise repeatable. The norm does not read the step's state.
-// H100     grad_norm: 31 registers, 256 threads, 2048 bytes, 100.0 %; floor 41 us +- 10 %.
+// H100     grad_norm: 31 registers, 256 threads, 2048 bytes, 100.0 %; floor 145 us +- 10 %.
 // HISTORY  not yet measured on a device.
 extern "C" __global__ void __launch_bounds__(THREADS)
     grad_norm(const StepState*, const uint64_t* tensors, const uint2* chunks, float max_norm,
@@ -191,7 +191,7 @@ struct Arrays {
 //          the last elements of a tensor, where fewer than 4 are left, one by one.
 // NEEDS    all arrays 16-byte aligned; at least one chunk. Which tensors are bf16 stands in the table: one
 //          kernel for both element types.
-// H100     adamw_step: 43 registers, 256 threads, 0 bytes, 62.5 %; floor 309 us +- 10 %.
+// H100     adamw_step: 43 registers, 256 threads, 0 bytes, 62.5 %; floor 1089 us +- 10 %.
 // HISTORY  not yet measured on a device.
 extern "C" __global__ void __launch_bounds__(THREADS)
     adamw_step(const StepState* state, const uint64_t* tensors, const uint2* chunks,

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// # Errors
 /// When the folder is missing or the file cannot be written; the temporary file is removed then.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    // A file that is not there yet is no link.
+    // A file that is not there yet is written where its name stands, a link to nothing replaced.
     let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if std::fs::metadata(&target).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
         return std::fs::write(&target, bytes).map_err(|e| Error::io(path, e));

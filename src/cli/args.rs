@@ -103,7 +103,8 @@ impl DeviceArgs {
         let asked = self.dtype.or(self.bf16.then_some(ComputeType::Bf16));
         let compute = match (asked, device) {
             (Some(ComputeType::Bf16), session::Device::Cpu) => {
-                return Err(Error::usage("--dtype bf16: the CPU computes in f32 only"));
+                let option = if self.bf16 { "--bf16" } else { "--dtype bf16" };
+                return Err(Error::usage(format!("{option}: the CPU computes in f32 only")));
             }
             (Some(ComputeType::F32), _) | (None, session::Device::Cpu) => DType::F32,
             (Some(ComputeType::Bf16) | None, _) => DType::Bf16,
@@ -199,26 +200,29 @@ pub fn check_parent(option: &str, path: &Path) -> Result<()> {
     }
 }
 
-/// Refuses to write over a file of the model.
+/// Refuses to write over a file that the command reads: one of the model's folder, or one of `inputs`; links
+/// are followed.
 ///
 /// # Errors
-/// The file lies in the model's folder.
-pub fn check_not_of_model(option: &str, path: &Path, model: Option<&PathBuf>) -> Result<()> {
-    let found = path.canonicalize().ok().zip(model.and_then(|dir| dir.canonicalize().ok()));
-    match found {
-        Some((file, dir)) if file.is_file() && file.starts_with(&dir) => {
-            Err(Error::usage(format!(
-                "{option} {}: would overwrite a file in the model's folder, name another",
-                path.display()
-            )))
-        }
-        _ => Ok(()),
+/// The file is one of those.
+pub fn check_not_input(
+    option: &str,
+    path: &Path,
+    model: Option<&PathBuf>,
+    inputs: &[&Path],
+) -> Result<()> {
+    // What is not there yet is nobody's.
+    let Ok(target) = path.canonicalize() else { return Ok(()) };
+    let of_model = model.into_iter().flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten());
+    let mut read = of_model.flatten().map(|entry| entry.path());
+    let same = |other: &Path| other.canonicalize().is_ok_and(|other| other == target);
+    if target.is_file() && (read.any(|file| same(&file)) || inputs.iter().any(|file| same(file))) {
+        return Err(Error::usage(format!(
+            "{option} {}: would overwrite a file that is read, name another",
+            path.display()
+        )));
     }
-}
-
-/// The same as 64 bits, for counts that grow with a run.
-pub fn positive_count(text: &str) -> std::result::Result<u64, String> {
-    positive(text).map(|n| n as u64)
+    Ok(())
 }
 
 /// Parses a whole number from 1.
@@ -227,4 +231,9 @@ pub fn positive(text: &str) -> std::result::Result<usize, String> {
         Ok(n) if n > 0 => Ok(n),
         _ => Err("expected a whole number from 1".into()),
     }
+}
+
+/// Parses a whole number from 1, in 64 bits.
+pub fn positive_count(text: &str) -> std::result::Result<u64, String> {
+    positive(text).map(|n| n as u64)
 }

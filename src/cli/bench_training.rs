@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::bench::Args;
+use super::data_args::DataArgs;
 use super::train::Bar;
 use crate::data::Corpus;
 use crate::freeze::{FreezeMask, FreezeSpec};
@@ -40,6 +41,7 @@ impl<'a> Trainings<'a> {
         corpus: &'a Corpus,
         initial: &'a [Vec<f32>],
     ) -> Result<Self> {
+        DataArgs::warn_of_missing_evaluation(corpus);
         let options = args.training.options(&args.data, &args.rates, args.seed);
         let heads = args.init.as_deref().map(|dir| heads_of(dir, network, corpus, initial));
         Ok(Self {

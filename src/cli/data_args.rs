@@ -30,13 +30,31 @@ pub struct DataArgs {
     /// Fill batches up to this many tokens instead
     #[arg(long, alias = "batch_tokens", value_name = "N", value_parser = super::args::positive)]
     pub batch_tokens: Option<usize>,
-    /// Cut texts to this many tokens [default: the model's longest, at most 512]; length of synthetic
-    /// rows [default: 128]
+    /// Cut texts to this many tokens [default: the model's longest, at most 512]
     #[arg(long, alias = "max_length", value_name = "N", value_parser = super::args::positive)]
     pub max_length: Option<usize>,
 }
 
 impl DataArgs {
+    /// The files that tasks name.
+    pub fn files(&self) -> Vec<std::path::PathBuf> {
+        let all = self.tasks.iter().chain(&self.evals);
+        all.filter_map(|text| TaskSource::parse(text).ok()).map(|source| source.path).collect()
+    }
+
+    /// Tells people on stderr of tasks that have no evaluation row while others have.
+    pub fn warn_of_missing_evaluation(corpus: &Corpus) {
+        for (at, task) in corpus.tasks.iter().enumerate() {
+            let has_rows = (0..corpus.eval.len()).any(|row| corpus.eval.has_label(row, at));
+            if !has_rows && !corpus.eval.is_empty() {
+                eprintln!(
+                    "task {0} has no evaluation rows: add --eval {0}=FILE, or a `split` column",
+                    task.name
+                );
+            }
+        }
+    }
+
     /// How batches are cut.
     pub fn limit(&self) -> BatchLimit {
         match self.batch_tokens {
@@ -80,15 +98,6 @@ impl DataArgs {
                 count.train,
                 count.eval
             );
-        }
-        for (at, task) in dataset.tasks.iter().enumerate() {
-            let has_rows = dataset.eval.iter().any(|example| example.labels[at].is_some());
-            if !has_rows && !dataset.eval.is_empty() {
-                eprintln!(
-                    "task {0} has no evaluation rows: add --eval {0}=FILE, or a `split` column",
-                    task.name
-                );
-            }
         }
         let rules = TokenRules {
             vocab_size: folder.config.vocab_size,

@@ -108,6 +108,12 @@ fn command() -> clap::Command {
     });
     for name in SIZES {
         command = command.mut_subcommand(name, |command| {
+            let command = command.mut_arg("max_length", |arg| {
+                arg.help(
+                    "Cut texts to this many tokens [default: the model's longest, at most 512]; \
+                     length of synthetic rows [default: 128]",
+                )
+            });
             command.mut_arg("tasks", |arg| {
                 arg.value_name("NAME=FILE[:TEXT[:LABEL]]|NAME=N").help(
                     "A task and its file: CSV, TSV or JSON lines (repeatable); columns default to \

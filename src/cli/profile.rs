@@ -1,15 +1,14 @@
 //! `frostline profile`: where the time of a step goes, op by op and kernel by kernel.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::args::{DeviceArgs, ModelArgs, check_not_of_model, check_parent, positive};
+use super::args::{DeviceArgs, ModelArgs, check_not_input, check_parent, positive};
 use super::data_args::DataArgs;
 use super::step::Rates;
 use super::workload::Workload;
 use super::{print, print_json, progress};
-use crate::Result;
 use crate::backend::cuda;
 use crate::batch::Batch;
 use crate::files::write_atomically;
@@ -20,6 +19,7 @@ use crate::measure::scenarios::{MeasureOptions, Scenario, step_options};
 use crate::report::environment::Environment;
 use crate::report::profile as report;
 use crate::session::{Device, Engine};
+use crate::{Error, Result};
 
 #[derive(clap::Args, Debug)]
 #[command(
@@ -67,9 +67,14 @@ pub fn run(args: &Args) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     if let Some(path) = &args.trace {
         check_parent("--trace", path)?;
-        check_not_of_model("--trace", path, args.model.model.as_ref())?;
+        let files = args.data.files();
+        let inputs: Vec<&Path> = files.iter().chain(&args.config).map(PathBuf::as_path).collect();
+        check_not_input("--trace", path, args.model.model.as_ref(), &inputs)?;
     }
     let engine = args.device.prepare()?;
+    if engine.device == Device::Emulated && args.trace.is_some() {
+        return Err(Error::usage("--trace: the emulator's times say nothing of a GPU"));
+    }
     let source = args.model.source()?;
     let workload = Workload::open(&args.data, &source, args.seed)?;
     let network = source.network(&workload.task_sizes(), args.model.pooling)?;
@@ -133,13 +138,14 @@ fn capability(engine: Engine) -> Result<(u32, u32)> {
     }
 }
 
-fn write_trace(path: &std::path::Path, profiles: &[Profile]) -> Result<()> {
+fn write_trace(path: &Path, profiles: &[Profile]) -> Result<()> {
     let text = report::trace(profiles).to_string();
     write_atomically(path, text.as_bytes())
 }
 
 fn document(args: &Args, run: &Run, profiles: &[Profile]) -> Result<serde_json::Value> {
-    let one = |profile| report::document(profile, run.capability);
+    let is_timed = run.engine.device != Device::Emulated;
+    let one = |profile| report::document(profile, run.capability, is_timed);
     Ok(json!({
         "environment": Environment::of(run.engine)?,
         "settings": {
@@ -151,8 +157,13 @@ fn document(args: &Args, run: &Run, profiles: &[Profile]) -> Result<serde_json::
             "rounds": run.n_rounds,
             "warmup": run.n_warmup,
             "seed": args.seed,
+            "learning_rate": args.rates.learning_rate,
+            "head_learning_rate": args.rates.of_heads(),
+            "weight_decay": args.rates.weight_decay,
+            "max_grad_norm": args.rates.max_grad_norm,
         },
-        "ceilings": run.ceilings,
+        "ceilings": is_timed.then_some(run.ceilings),
+        "occupancy_on_compute_capability": run.capability,
         "profiles": profiles.iter().map(one).collect::<Vec<_>>(),
     }))
 }
@@ -185,9 +196,9 @@ fn text(run: &Run, profiles: &[Profile]) -> Result<String> {
             text += &report::kernels_table(profile, run.capability);
         }
     }
-    if let ([profile, other], false) = (profiles, is_emulated) {
+    if let [profile, other] = profiles {
         text += &format!("\n{} against {}\n", profile.freeze, other.freeze);
-        text += &report::against_table(profile, other);
+        text += &report::against_table(profile, other, !is_emulated);
     }
     Ok(text)
 }

@@ -27,8 +27,11 @@ pub fn expand(args: Vec<OsString>, command: &Command) -> Result<Vec<OsString>> {
     };
     let path = Path::new(&path);
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let table: toml::Table = toml::from_str(&text)
-        .map_err(|e| Error::content(path, format!("is not TOML: {}", e.message())))?;
+    let table: toml::Table = toml::from_str(&text).map_err(|e| {
+        let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        Error::content(path, format!("line {line} is not TOML: {}", e.message()))
+    })?;
     let typed: Vec<OsString> =
         args.iter().enumerate().filter(|(i, _)| !at.contains(i)).map(|(_, a)| a.clone()).collect();
     if find(&typed).is_some() {

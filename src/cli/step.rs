@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use super::args::{
-    DeviceArgs, ModelArgs, check_not_of_model, check_parent, positive_count, task_sizes,
+    DeviceArgs, ModelArgs, check_not_input, check_parent, positive_count, task_sizes,
 };
 use super::{batch_file, print, print_json};
+use crate::Result;
 use crate::backend::{StepState, Timing};
 use crate::freeze::FreezeSpec;
 use crate::model::weights::{self, NamedTensor};
 use crate::plan::{Capacity, StepOptions};
 use crate::session::{Session, Step, StepOutcome};
-use crate::{Error, Result};
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example: frostline step --model minilm --batch batch.safetensors \
@@ -92,13 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
     let spec = FreezeSpec::parse(&args.freeze)?;
     let engine = args.device.prepare()?;
     check_parent("--dump", &args.dump)?;
-    check_not_of_model("--dump", &args.dump, args.model.model.as_ref())?;
-    if args.dump == args.batch {
-        return Err(Error::usage(format!(
-            "--dump {}: would overwrite the batch, name another file",
-            args.dump.display()
-        )));
-    }
+    check_not_input("--dump", &args.dump, args.model.model.as_ref(), &[&args.batch])?;
     let source = args.model.source()?;
     let network = source.network(&tasks, args.model.pooling)?;
     let mask = spec.mask(&network)?;

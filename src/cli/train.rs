@@ -129,6 +129,7 @@ pub fn run(args: &Args) -> Result<()> {
     drop(folder_beside(&args.output)?);
     let source = args.model.source()?;
     let corpus = args.data.corpus(&source, args.seed)?;
+    DataArgs::warn_of_missing_evaluation(&corpus);
     let network = source.network(&corpus.task_sizes(), args.model.pooling)?;
     for (task, _) in source.known_labels() {
         if !corpus.tasks.iter().any(|known| known.name == task) {

@@ -34,6 +34,11 @@ impl Split {
         self.encoded.sequence(example).0.len()
     }
 
+    /// Whether an example has a label for a task.
+    pub fn has_label(&self, example: usize, task: usize) -> bool {
+        self.examples[example].labels[task].is_some()
+    }
+
     /// Tokens of each example.
     pub fn lengths(&self) -> Vec<usize> {
         self.encoded.lengths()

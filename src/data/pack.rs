@@ -71,8 +71,7 @@ impl Packer {
                     let length = lengths[example];
                     if length > limit {
                         return Err(Error::usage(format!(
-                            "a sequence of {length} tokens does not fit into a batch of at most \
-                             {limit} tokens"
+                            "--batch-tokens {limit}: a sequence of {length} tokens does not fit"
                         )));
                     }
                     if n_tokens + length > limit {
@@ -231,7 +230,7 @@ mod tests {
         assert_eq!(batches(8, &[0, 1, 2, 3, 4]), Ok(vec![0..2, 2..4, 4..5]));
         assert_eq!(batches(6, &[4, 3, 2, 0]), Ok(vec![0..1, 1..3, 3..4]));
         let message = batches(5, &[0, 4]).unwrap_err();
-        assert!(message.contains("sequence of 6 tokens") && message.contains("at most 5"));
+        assert!(message.contains("sequence of 6 tokens") && message.contains("--batch-tokens 5"));
         assert!(batches(8, &[]).unwrap().is_empty());
     }
 

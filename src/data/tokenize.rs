@@ -165,7 +165,7 @@ impl Tokenizer {
         // The library subtracts one from the other without a check.
         if max_length <= n_special {
             return Err(Error::usage(format!(
-                "a maximum length of {max_length} leaves no room for text: the tokenizer adds \
+                "--max-length {max_length} leaves no room for text: the tokenizer adds \
                  {n_special} special tokens"
             )));
         }
@@ -314,7 +314,7 @@ mod tests {
         assert_eq!(encode("Right", &texts, 3).unwrap().lengths(), [3, 3, 3]);
         let error = encode("Right", &texts, 2).unwrap_err();
         assert!(matches!(error, Error::Usage(_)));
-        assert!(error.to_string().contains("maximum length of 2"), "{error}");
+        assert!(error.to_string().contains("--max-length 2"), "{error}");
     }
 
     #[test]

@@ -283,7 +283,8 @@ fn write_pooling(from: &Path, to: &Path, network: &Network) -> Result<()> {
     }
     let folder = to.join(POOLING_FOLDER);
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-    if sentence_transformers_pooling(from)? == Some(network.pooling) {
+    // What cannot be read differs from what is known: settings of our own opened this model.
+    if sentence_transformers_pooling(from).is_ok_and(|own| own == Some(network.pooling)) {
         std::fs::copy(&source, &target).map_err(|e| Error::io(&source, e))?;
         return Ok(());
     }

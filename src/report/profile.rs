@@ -122,7 +122,7 @@ pub fn ops_table(profile: &Profile) -> String {
     draw(&header, rows)
 }
 
-/// Time by kernel, and what each needs of a multiprocessor; empty where ops are no kernels.
+/// Time by kernel, and what its largest launch needs of a multiprocessor; empty where ops are no kernels.
 pub fn kernels_table(profile: &Profile, capability: (u32, u32)) -> String {
     let header = [
         "kernel",
@@ -145,7 +145,7 @@ pub fn kernels_table(profile: &Profile, capability: (u32, u32)) -> String {
     })
 }
 
-/// What the emulator counted, by kernel; empty where nothing was.
+/// What the emulator counted, by kernel, and what its largest launch needs; empty where nothing was counted.
 pub fn counts_table(profile: &Profile, capability: (u32, u32)) -> String {
     let header = [
         "kernel",
@@ -233,13 +233,15 @@ impl Need {
     }
 }
 
-/// What a freeze removes, by op: `profile` against `other`, which usually freezes less.
-pub fn against_table(profile: &Profile, other: &Profile) -> String {
+/// What a freeze removes, by op: `profile` against `other`, which usually freezes less; calls alone where
+/// times mean nothing.
+pub fn against_table(profile: &Profile, other: &Profile, is_timed: bool) -> String {
     let (own_name, other_name) = (&profile.freeze, &other.freeze);
     let calls = [format!("calls\n{other_name}"), format!("\n{own_name}")];
     let times = [format!("ms\n{other_name}"), format!("\n{own_name}")];
     let header =
         ["op", &calls[0], &calls[1], &times[0], &times[1], "saved ms", "of all\nthat is saved"];
+    let n_columns = if is_timed { header.len() } else { 3 };
     let (own, others) = (by_op(profile), by_op(other));
     let find = |groups: &[Group], name: &str| {
         groups.iter().find(|group| group.name == name).cloned().unwrap_or_default()
@@ -258,7 +260,8 @@ pub fn against_table(profile: &Profile, other: &Profile) -> String {
             digits(before.seconds * 1e3),
             digits(after.seconds * 1e3),
             digits(gain * 1e3),
-            percent(gain / saved),
+            // A share of next to nothing is noise.
+            if saved > 0.02 * other.seconds() { percent(gain / saved) } else { "-".into() },
         ]
     };
     let rows = names.iter().map(|name| row(name, &find(&others, name), &find(&own, name)));
@@ -267,16 +270,22 @@ pub fn against_table(profile: &Profile, other: &Profile) -> String {
         seconds: profile.seconds(),
         ..Group::default()
     };
-    let rows = rows.chain([row("all", &all(other), &all(profile))]).collect();
-    draw(&header, rows)
+    let rows = rows.chain([row("all", &all(other), &all(profile))]);
+    let cut = |mut row: Vec<String>| {
+        row.truncate(n_columns);
+        row
+    };
+    draw(&header[..n_columns], rows.map(cut).collect())
 }
 
 fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.1} %", share * 100.0) } else { "-".into() }
 }
 
-/// The profile as JSON; registers and occupancy are those of a GPU of this capability.
-pub fn document(profile: &Profile, capability: (u32, u32)) -> Value {
+/// The profile as JSON; registers and occupancy are those of a GPU of this capability, times null unless
+/// `is_timed`.
+pub fn document(profile: &Profile, capability: (u32, u32), is_timed: bool) -> Value {
+    let ms = |seconds: f64| is_timed.then_some(seconds * 1e3);
     let launch = |one: &LaunchProfile| {
         let need = Need::of(&one.launch, capability);
         json!({
@@ -286,7 +295,7 @@ pub fn document(profile: &Profile, capability: (u32, u32)) -> Value {
             "registers": need.registers,
             "shared_bytes": need.shared_bytes,
             "occupancy": need.occupancy,
-            "ms": one.seconds * 1e3,
+            "ms": ms(one.seconds),
             "counts": one.counts,
             "sectors_used": one.counts.as_ref().and_then(sectors_used),
         })
@@ -298,14 +307,14 @@ pub fn document(profile: &Profile, capability: (u32, u32)) -> Value {
             "phase": op.phase,
             "flops": op.cost.flops,
             "bytes": op.cost.bytes,
-            "ms": op.seconds * 1e3,
-            "floor_ms": op.floor_seconds * 1e3,
+            "ms": ms(op.seconds),
+            "floor_ms": ms(op.floor_seconds),
             "launches": op.launches.iter().map(launch).collect::<Vec<_>>(),
         })
     };
     json!({
         "freeze": profile.freeze,
-        "ms": profile.seconds() * 1e3,
+        "ms": ms(profile.seconds()),
         "ops": profile.ops.iter().map(op).collect::<Vec<_>>(),
     })
 }

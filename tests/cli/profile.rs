@@ -19,7 +19,9 @@ fn document() {
     let document =
         workspace.json(&format!("{PROFILE} --freeze lower:2 --against none --device cpu --json"));
     assert_eq!(workspace.names("."), before);
-    assert_keys(&document, &["environment", "settings", "ceilings", "profiles"]);
+    let keys =
+        ["environment", "settings", "ceilings", "occupancy_on_compute_capability", "profiles"];
+    assert_keys(&document, &keys);
     let [lower, none] = document["profiles"].as_array().unwrap().as_slice() else {
         panic!("{document}")
     };
@@ -118,6 +120,10 @@ fn emulated() {
     };
     assert!(mmas("gemm_fwd") > 0.0 && mmas("gemm_wgrad") > 0.0);
     assert_eq!(mmas("adamw_step"), 0.0);
-    let text = workspace.ok(&format!("{PROFILE} --device emulated"));
+    // Its times mean nothing, and are not there.
+    assert!(ops.iter().all(|op| op["ms"].is_null() && op["floor_ms"].is_null()));
+    workspace.refused(&format!("{PROFILE} --device emulated --trace t.json"), 2, &["--trace"]);
+    let text = workspace.ok(&format!("{PROFILE} --device emulated --freeze all --against none"));
+    assert!(text.lines().any(|line| words(line) == ["gemm_wgrad", "12", "gone"]), "{text}");
     assert!(text.contains("conflicts") && text.contains("adamw_step"), "{text}");
 }

@@ -92,7 +92,14 @@ fn a_dump_replaces_ordinary_files_alone() {
     workspace.refused(&format!("{step} model/model.safetensors"), 2, &["--dump", "overwrite"]);
     std::os::unix::fs::symlink("model/model.safetensors", workspace.path("link")).unwrap();
     workspace.refused(&format!("{step} link"), 2, &["--dump", "overwrite"]);
-    assert_eq!(std::fs::read(workspace.path("model/model.safetensors")).unwrap(), weights);
+    // As a cache of models keeps them: the folder holds links.
+    let (file, blob) = (workspace.path("model/model.safetensors"), workspace.path("blob"));
+    std::fs::rename(&file, &blob).unwrap();
+    std::os::unix::fs::symlink(&blob, &file).unwrap();
+    for dump in ["model/model.safetensors", "blob", "./batch.safetensors"] {
+        workspace.refused(&format!("{step} {dump}"), 2, &["--dump", dump, "overwrite"]);
+    }
+    assert_eq!(std::fs::read(&file).unwrap(), weights);
 
     workspace.write("target", "old");
     std::os::unix::fs::symlink("target", workspace.path("other")).unwrap();

@@ -225,7 +225,7 @@ fn options_that_cannot_be() {
         ("--batch-size 0", "--batch-size"),
         ("--max-length 12", "11"),
         ("--max-length 2", "special tokens"),
-        ("--batch-tokens 3", "3 tokens"),
+        ("--batch-tokens 3", "--batch-tokens 3"),
         ("--warmup-steps 1.5", "--warmup-steps"),
         ("--holdout 1", "1"),
         ("--task topic=topics.tsv", "twice"),

@@ -1,4 +1,4 @@
-//! How many threads of a kernel one multiprocessor holds at a time.
+//! How much of a kernel one multiprocessor holds at a time.
 
 use super::embedded;
 
@@ -6,8 +6,11 @@ use super::embedded;
 /// Guide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Multiprocessor {
+    /// Resident warps of 32 threads.
     pub max_warps: u32,
+    /// Resident blocks.
     pub max_blocks: u32,
+    /// Shared memory of all resident blocks, in bytes.
     pub shared_bytes: u32,
 }
 
@@ -16,9 +19,11 @@ const REGISTERS: u32 = 64 << 10;
 const REGISTER_UNIT: u32 = 256;
 /// Shared memory that the system keeps of each block.
 const RESERVED_BYTES: u32 = 1 << 10;
+/// What blocks get shared memory in.
+const SHARED_UNIT: u32 = 128;
 
 impl Multiprocessor {
-    /// That of a GPU of this compute capability; unknown ones are taken to be as small as any.
+    /// That of a GPU of this compute capability; an unknown one is taken to be as small as 8.6, the smallest.
     pub fn of(capability: (u32, u32)) -> Self {
         let (max_warps, max_blocks, shared_kb) = match capability {
             (8, 0) => (64, 32, 164),
@@ -38,7 +43,8 @@ impl Multiprocessor {
         let of_warp = (registers * 32).next_multiple_of(REGISTER_UNIT).max(REGISTER_UNIT);
         // Warps lie in four partitions, each with a quarter of the registers.
         let by_registers = REGISTERS / 4 / of_warp * 4 / warps;
-        let by_shared = self.shared_bytes / (shared_bytes + RESERVED_BYTES);
+        let shared_bytes = (shared_bytes + RESERVED_BYTES).next_multiple_of(SHARED_UNIT);
+        let by_shared = self.shared_bytes / shared_bytes;
         by_registers.min(by_shared).min(self.max_warps / warps).min(self.max_blocks)
     }
 
@@ -65,7 +71,7 @@ pub fn resources_of(kernel: &str, capability: (u32, u32)) -> Option<embedded::Re
 mod tests {
     use super::*;
 
-    /// Against what NVIDIA's occupancy calculator says.
+    /// Worked out by hand from the limits.
     #[test]
     fn the_scarcest_thing_decides() {
         let (a100, h100) = (Multiprocessor::of((8, 0)), Multiprocessor::of((9, 0)));
@@ -75,7 +81,8 @@ mod tests {
         // Registers: 128 for each of 256 threads are half of them.
         assert_eq!(h100.resident_blocks(128, 256, 0), 2);
         assert_eq!(h100.occupancy(128, 256, 0), 0.25);
-        // 129 are given as 136: 15 warps, one block of 8.
+        // 129 are given as 136: 3 warps in each quarter of the registers, 12 in all.
+        assert_eq!(h100.resident_blocks(129, 32, 0), 12);
         assert_eq!(h100.resident_blocks(129, 256, 0), 1);
         // Shared memory: 100 KiB and what the system keeps, twice in 228, once in 164.
         assert_eq!(h100.resident_blocks(32, 128, 100 << 10), 2);
