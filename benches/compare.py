@@ -18,11 +18,16 @@ HERE = pathlib.Path(__file__).parent
 TASKS = ["--task", "topic=5", "--task", "sentiment=3"]
 
 
-def run(command):
+def run(command, places):
+    """What the command prints, with the names of `places` in the place of this machine's paths: a result is to be
+    read, and repeated, elsewhere."""
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{command}\n{done.stderr}")
-    return json.loads(done.stdout)
+    printed = done.stdout
+    for path, name in places.items():
+        printed = printed.replace(path, name)
+    return json.loads(printed)
 
 
 def workloads(demo):
@@ -52,6 +57,7 @@ def main():
     parser.add_argument("--only", help="workloads whose name contains this")
     args = parser.parse_args()
     common = ["--rounds", args.rounds, "--warmup", 2, "--threads", args.threads, "--json"]
+    places = {args.binary: "frostline", str(args.demo): "demo"}
     raw, lines = {}, []
     for name, (ours, scenarios, peer) in workloads(args.demo).items():
         if args.only and args.only not in name:
@@ -59,14 +65,15 @@ def main():
         raw[name] = []
         for _ in range(args.repeats):
             with tempfile.TemporaryDirectory() as scratch:
-                ours_document = run([args.binary, "bench", *ours, "--scenarios", scenarios, "--device", "cpu", *common])
+                command = [args.binary, "bench", *ours, "--scenarios", scenarios, "--device", "cpu", *common]
+                ours_document = run(command, places)
                 theirs = peer or ours
                 if peer:
                     lengths = pathlib.Path(scratch) / "lengths.json"
                     lengths.write_text(json.dumps(ours_document["settings"]["batch_lengths"]))
                     theirs = [*peer, "--lengths", lengths]
                 script = [args.python, HERE / "pytorch" / "freeze.py", *theirs, "--scenarios", scenarios, *common]
-                raw[name].append({"frostline": ours_document, "pytorch": run(script)})
+                raw[name].append({"frostline": ours_document, "pytorch": run(script, places)})
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "raw.json").write_text(json.dumps(raw) + "\n")
         lines += summary(name, raw[name])
