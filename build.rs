@@ -1,8 +1,10 @@
 //! Compiles `kernels/`: for GPUs where nvcc is found, and for the emulator where its feature is on.
 //!
 //! In `OUT_DIR` arise a fatbin for each kernel file, what ptxas said of it, and `embedded.rs`, which
-//! embeds both. Without nvcc that list is empty and one warning says how to change it.
+//! embeds both. Without nvcc that list is empty and one warning says how to change it. What was compiled
+//! once is kept in `target/kernels`, where the builds of all profiles find it.
 
+use std::cmp::Reverse;
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsStr;
 use std::fs;
@@ -113,8 +115,7 @@ impl Nvcc {
             .args(["-Xfatbin", "-compress-all"])
             .arg("-gencode=arch=compute_80,code=[sm_80,compute_80]")
             .arg("-gencode=arch=compute_90a,code=sm_90a")
-            .args(["-I", "kernels", "-o"])
-            .args([output.as_path(), source]);
+            .args(["-I", "kernels"]);
         let compiler = format!("{:?}", self.version);
         Job { source: source.to_owned(), output, command, compiler }
     }
@@ -152,15 +153,16 @@ impl Embedded {
 struct Job {
     source: PathBuf,
     output: PathBuf,
+    /// All but source and output.
     command: Command,
     /// Which compiler it is, beyond its path.
     compiler: String,
 }
 
 impl Job {
-    /// Compiles, unless the output of the same command, source and headers is there already: cargo
-    /// runs this script whole whenever any kernel changes.
-    fn run(&mut self, headers: u64) -> Outcome<()> {
+    /// Compiles, unless the output of the same command, source and headers is there already, here or from the
+    /// build of another profile: cargo runs this script whole whenever any kernel changes.
+    fn run(&mut self, headers: u64, kept: &Path) -> Outcome<()> {
         let key_path = self.output.with_extension("key");
         let mut hasher = DefaultHasher::new();
         (headers, read(&self.source)?, &self.compiler).hash(&mut hasher);
@@ -169,6 +171,19 @@ impl Job {
         if self.output.exists() && fs::read_to_string(&key_path).is_ok_and(|old| old == key) {
             return Ok(());
         }
+        let copy = |from: &Path, to: &Path| {
+            fs::copy(from, to).map(|_| ()).map_err(|error| in_file(from, &error))
+        };
+        let log_path = self.output.with_extension("log");
+        let file_name = self.output.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let kept_output = kept.join(format!("{file_name}-{key}"));
+        let kept_log = kept.join(format!("{file_name}-{key}.log"));
+        if kept_output.exists() && kept_log.exists() {
+            copy(&kept_log, &log_path)?;
+            copy(&kept_output, &self.output)?;
+            return fs::write(&key_path, &key).map_err(|error| in_file(&key_path, &error));
+        }
+        self.command.arg("-o").arg(&self.output).arg(&self.source);
         let program = self.command.get_program().to_string_lossy().into_owned();
         let result = self.command.output().map_err(|error| {
             format!("{program}, which compiles {}, cannot be started ({error})", self.name())
@@ -179,7 +194,12 @@ impl Job {
         }
         let write =
             |path: &Path, text: &str| fs::write(path, text).map_err(|error| in_file(path, &error));
-        write(&self.output.with_extension("log"), &log)?;
+        write(&log_path, &log)?;
+        // Renamed, since another build may look at the same moment.
+        let beside = kept.join(format!("{file_name}-{}", std::process::id()));
+        write(&kept_log, &log)?;
+        copy(&self.output, &beside)?;
+        fs::rename(&beside, &kept_output).map_err(|error| in_file(&kept_output, &error))?;
         // Last: an interrupted run leaves no key.
         write(&key_path, &key)
     }
@@ -189,13 +209,24 @@ impl Job {
     }
 }
 
+/// `target/kernels`: `OUT_DIR` is `target/PROFILE/build/PACKAGE/out`.
+fn kept_folder() -> Outcome<PathBuf> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR: cargo sets it")?);
+    let folder = out.ancestors().nth(4).unwrap_or(&out).join("kernels");
+    fs::create_dir_all(&folder).map_err(|error| in_file(&folder, &error))?;
+    Ok(folder)
+}
+
 /// Runs all jobs on the cores that cargo grants; fails with all that failed.
-fn run_all(jobs: Vec<Job>, headers: &[PathBuf]) -> Outcome<()> {
+fn run_all(mut jobs: Vec<Job>, headers: &[PathBuf]) -> Outcome<()> {
+    // The longest first, so that no core waits for it in the end.
+    jobs.sort_by_key(|job| Reverse(fs::metadata(&job.source).map_or(0, |source| source.len())));
     let mut hasher = DefaultHasher::new();
     for header in headers {
         (header, read(header)?).hash(&mut hasher);
     }
     let headers = hasher.finish();
+    let kept = kept_folder()?;
     let n_threads = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let (queue, problems) = (Mutex::new(jobs.into_iter()), Mutex::new(Vec::new()));
     let next = || queue.lock().ok()?.next();
@@ -203,7 +234,9 @@ fn run_all(jobs: Vec<Job>, headers: &[PathBuf]) -> Outcome<()> {
         for _ in 0..n_threads {
             scope.spawn(|| {
                 while let Some(mut job) = next() {
-                    if let (Err(problem), Ok(mut problems)) = (job.run(headers), problems.lock()) {
+                    if let (Err(problem), Ok(mut problems)) =
+                        (job.run(headers, &kept), problems.lock())
+                    {
                         problems.push(problem);
                     }
                 }
@@ -242,7 +275,7 @@ mod emulator {
             let mut name = source.file_name().unwrap_or_default().to_owned();
             name.push(".o");
             let output = out.join(name);
-            command.arg("-c").arg(source).arg("-o").arg(&output);
+            command.arg("-c");
             jobs.push(Job { source: source.clone(), output, command, compiler: version.clone() });
         }
         let objects: Vec<PathBuf> = jobs.iter().map(|job| job.output.clone()).collect();

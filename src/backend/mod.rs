@@ -11,6 +11,7 @@ pub mod host;
 pub mod reference;
 pub mod shadow;
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,6 +97,19 @@ pub struct LaunchCounts {
     pub global_bytes: u64,
     /// Further passes that bank conflicts cost in shared memory.
     pub shared_conflicts: u64,
+}
+
+impl AddAssign for LaunchCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.switches += other.switches;
+        self.barriers += other.barriers;
+        self.collectives += other.collectives;
+        self.async_copies += other.async_copies;
+        self.mma += other.mma;
+        self.global_sectors += other.global_sectors;
+        self.global_bytes += other.global_bytes;
+        self.shared_conflicts += other.shared_conflicts;
+    }
 }
 
 /// A plan that a backend has made room for.

@@ -61,6 +61,22 @@ pub struct DeviceArgs {
     pub threads: Option<u16>,
 }
 
+/// What every command that computes takes at its end.
+#[derive(clap::Args, Debug)]
+pub struct RunArgs {
+    /// Seed of everything that is random: new heads, the order of examples, dropout
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+    /// TOML file with options; what is typed overrides it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Device {
     Auto,

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::args::{DeviceArgs, ModelArgs, positive};
+use super::args::{ModelArgs, RunArgs, positive};
 use super::bench_training::Trainings;
 use super::data_args::DataArgs;
 use super::step::Rates;
 use super::train::TrainingArgs;
-use super::workload::Workload;
+use super::workload::{Settings, Workload};
 use super::{memory_probe, print, print_json, progress};
 use crate::batch::Batch;
 use crate::freeze::FreezeSpec;
@@ -50,24 +50,15 @@ pub struct Args {
     pub training: TrainingArgs,
     #[command(flatten)]
     pub rates: Rates,
-    /// Seed of everything that is random
-    #[arg(long, default_value_t = 42)]
-    pub seed: u64,
     #[command(flatten)]
-    device: DeviceArgs,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
-    /// TOML file with options; what is typed overrides it
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    pub run: RunArgs,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     let specs = scenario_specs(&args.scenarios)?;
-    let engine = args.device.prepare()?;
+    let engine = args.run.device.prepare()?;
     let source = args.model.source()?;
-    let workload = Workload::open(&args.data, &source, args.seed)?;
+    let workload = Workload::open(&args.data, &source, args.run.seed)?;
     if args.train && matches!(workload, Workload::Synthetic { .. }) {
         return Err(Error::usage("--train needs data: give every task as NAME=FILE"));
     }
@@ -77,8 +68,8 @@ pub fn run(args: &Args) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let n_batches = args.rounds + args.warmup;
     let options = |capacity| step_options(capacity, engine.compute, args.rates.clip());
-    let batches = workload.batches(&args.data, &network, n_batches, args.seed, options)?;
-    let initial = source.initial_values(&network, args.seed)?;
+    let batches = workload.batches(&args.data, &network, n_batches, args.run.seed, options)?;
+    let initial = source.initial_values(&network, args.run.seed)?;
     let mut trainings = match &workload {
         Workload::Real(corpus) if args.train => {
             Some(Trainings::new(args, engine, &source, &network, corpus, &initial)?)
@@ -103,15 +94,7 @@ pub fn run(args: &Args) -> Result<()> {
         .collect();
     bar.finish_and_clear();
     let ceilings = Ceilings::of(engine)?;
-    let options = MeasureOptions {
-        n_rounds: args.rounds,
-        n_warmup: args.warmup,
-        learning_rate: args.rates.learning_rate,
-        head_learning_rate: args.rates.of_heads(),
-        weight_decay: args.rates.weight_decay,
-        max_grad_norm: args.rates.clip(),
-        seed: args.seed,
-    };
+    let options = args.rates.measured(args.rounds, args.warmup, args.run.seed);
     let n_steps = (args.rounds + args.warmup) * scenarios.len();
     let bar = progress::bar(n_steps as u64, "measuring steps");
     let mut session = engine.session(network.clone(), initial.clone())?;
@@ -132,7 +115,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(trainings) => train_rows(trainings, &scenarios, &mut rows),
         None => Ok(()),
     };
-    report(args, engine, &network, &batches, &ceilings, &rows)?;
+    report(args, engine, &network, &batches, &ceilings, &options, &rows)?;
     trained
 }
 
@@ -161,17 +144,15 @@ fn report(
     network: &Network,
     batches: &[Batch],
     ceilings: &Ceilings,
+    options: &MeasureOptions,
     rows: &[Row],
 ) -> Result<()> {
     let environment = Environment::of(engine)?;
     let n_tokens: usize = batches.iter().map(Batch::n_tokens).sum();
     let mean_tokens = n_tokens as f64 / batches.len() as f64;
-    if args.json {
-        let settings = json!({
-            "model": args.model.model.as_ref().map(|dir| dir.to_string_lossy()),
-            "arch": args.model.arch,
+    if args.run.json {
+        let own = json!({
             "pooling": network.pooling,
-            "tasks": args.data.tasks,
             "batch_size": args.data.batch_size,
             "batch_tokens": args.data.batch_tokens,
             "max_length": args.data.max_length,
@@ -180,15 +161,9 @@ fn report(
                 .iter()
                 .map(|batch| batch.lengths().collect())
                 .collect::<Vec<Vec<usize>>>(),
-            "rounds": args.rounds,
-            "warmup": args.warmup,
-            "seed": args.seed,
-            "learning_rate": args.rates.learning_rate,
-            "head_learning_rate": args.rates.of_heads(),
-            "weight_decay": args.rates.weight_decay,
-            "max_grad_norm": args.rates.max_grad_norm,
             "training": args.train.then(|| args.training.settings()),
         });
+        let settings = json!(Settings::new(&args.model, &args.data, options, own));
         return print_json(&json_report::document(&environment, settings, ceilings, rows));
     }
     let mut text = format!(

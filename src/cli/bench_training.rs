@@ -42,7 +42,7 @@ impl<'a> Trainings<'a> {
         initial: &'a [Vec<f32>],
     ) -> Result<Self> {
         DataArgs::warn_of_missing_evaluation(corpus);
-        let options = args.training.options(&args.data, &args.rates, args.seed);
+        let options = args.training.options(&args.data, &args.rates, args.run.seed);
         let heads = args.init.as_deref().map(|dir| heads_of(dir, network, corpus, initial));
         Ok(Self {
             engine,

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::args::{DeviceArgs, ModelArgs, check_not_input, check_parent, positive};
+use super::args::{ModelArgs, RunArgs, check_not_input, check_parent, positive};
 use super::data_args::DataArgs;
 use super::step::Rates;
-use super::workload::Workload;
+use super::workload::{Settings, Workload};
 use super::{print, print_json, progress};
 use crate::backend::cuda;
 use crate::batch::Batch;
@@ -48,17 +48,8 @@ pub struct Args {
     trace: Option<PathBuf>,
     #[command(flatten)]
     rates: Rates,
-    /// Seed of everything that is random
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
     #[command(flatten)]
-    device: DeviceArgs,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
-    /// TOML file with options; what is typed overrides it
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    run: RunArgs,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -68,38 +59,31 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.trace {
         check_parent("--trace", path)?;
         let files = args.data.files();
-        let inputs: Vec<&Path> = files.iter().chain(&args.config).map(PathBuf::as_path).collect();
+        let inputs: Vec<&Path> =
+            files.iter().chain(&args.run.config).map(PathBuf::as_path).collect();
         check_not_input("--trace", path, args.model.model.as_ref(), &inputs)?;
     }
-    let engine = args.device.prepare()?;
+    let engine = args.run.device.prepare()?;
     if engine.device == Device::Emulated && args.trace.is_some() {
         return Err(Error::usage("--trace: the emulator's times say nothing of a GPU"));
     }
     let source = args.model.source()?;
-    let workload = Workload::open(&args.data, &source, args.seed)?;
+    let workload = Workload::open(&args.data, &source, args.run.seed)?;
     let network = source.network(&workload.task_sizes(), args.model.pooling)?;
     let scenarios = (specs.iter())
         .map(|spec| Ok(Scenario { freeze: spec.text().to_owned(), mask: spec.mask(&network)? }))
         .collect::<Result<Vec<_>>>()?;
     let step = |capacity| step_options(capacity, engine.compute, args.rates.clip());
-    let batches = workload.batches(&args.data, &network, 1, args.seed, step)?;
+    let batches = workload.batches(&args.data, &network, 1, args.run.seed, step)?;
     let batch = &batches[0];
-    let values = source.initial_values(&network, args.seed)?;
+    let values = source.initial_values(&network, args.run.seed)?;
     let ceilings = Ceilings::of(engine)?;
     // The emulator's times mean nothing, and its counts are the same in every round.
     let (n_rounds, n_warmup) = match engine.device {
         Device::Emulated => (args.rounds.unwrap_or(1), args.warmup.unwrap_or(0)),
         Device::Cpu | Device::Cuda { .. } => (args.rounds.unwrap_or(10), args.warmup.unwrap_or(2)),
     };
-    let options = MeasureOptions {
-        n_rounds,
-        n_warmup,
-        learning_rate: args.rates.learning_rate,
-        head_learning_rate: args.rates.of_heads(),
-        weight_decay: args.rates.weight_decay,
-        max_grad_norm: args.rates.clip(),
-        seed: args.seed,
-    };
+    let options = args.rates.measured(n_rounds, n_warmup, args.run.seed);
     let mut session = engine.session(network, values)?;
     let n_steps = ((n_rounds + n_warmup) * scenarios.len()) as u64;
     let bar = progress::bar(n_steps, "profiling");
@@ -111,8 +95,8 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.trace {
         write_trace(path, &profiles)?;
     }
-    let run = Run { engine, capability: capability(engine)?, batch, ceilings, n_rounds, n_warmup };
-    if args.json {
+    let run = Run { engine, capability: capability(engine)?, batch, ceilings, options };
+    if args.run.json {
         print_json(&document(args, &run, &profiles)?)
     } else {
         print(&text(&run, &profiles)?)
@@ -126,8 +110,7 @@ struct Run<'a> {
     capability: (u32, u32),
     batch: &'a Batch,
     ceilings: Ceilings,
-    n_rounds: usize,
-    n_warmup: usize,
+    options: MeasureOptions,
 }
 
 /// The GPU at hand; beside the emulator, an H100.
@@ -145,23 +128,14 @@ fn write_trace(path: &Path, profiles: &[Profile]) -> Result<()> {
 
 fn document(args: &Args, run: &Run, profiles: &[Profile]) -> Result<serde_json::Value> {
     let is_timed = run.engine.device != Device::Emulated;
+    let own = json!({
+        "tokens": run.batch.n_tokens(),
+        "sequences": run.batch.n_sequences(),
+    });
     let one = |profile| report::document(profile, run.capability, is_timed);
     Ok(json!({
         "environment": Environment::of(run.engine)?,
-        "settings": {
-            "model": args.model.model.as_ref().map(|dir| dir.to_string_lossy()),
-            "arch": args.model.arch,
-            "tasks": args.data.tasks,
-            "tokens": run.batch.n_tokens(),
-            "sequences": run.batch.n_sequences(),
-            "rounds": run.n_rounds,
-            "warmup": run.n_warmup,
-            "seed": args.seed,
-            "learning_rate": args.rates.learning_rate,
-            "head_learning_rate": args.rates.of_heads(),
-            "weight_decay": args.rates.weight_decay,
-            "max_grad_norm": args.rates.max_grad_norm,
-        },
+        "settings": Settings::new(&args.model, &args.data, &run.options, own),
         "ceilings": is_timed.then_some(run.ceilings),
         "occupancy_on_compute_capability": run.capability,
         "profiles": profiles.iter().map(one).collect::<Vec<_>>(),
@@ -182,7 +156,7 @@ fn text(run: &Run, profiles: &[Profile]) -> Result<String> {
         format!(
             "medians of {} steps, each op timed by itself; ceilings {:.0} GFLOP/s, {:.1} GB/s (updates in \
              place, and operands still in a cache, beat the second)\n",
-            run.n_rounds,
+            run.options.n_rounds,
             run.ceilings.gemm_flops_per_second / 1e9,
             run.ceilings.copy_bytes_per_second / 1e9
         )

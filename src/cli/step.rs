@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::args::{
-    DeviceArgs, ModelArgs, check_not_input, check_parent, positive_count, task_sizes,
-};
+use super::args::{ModelArgs, RunArgs, check_not_input, check_parent, positive_count, task_sizes};
 use super::{batch_file, print, print_json};
 use crate::Result;
 use crate::backend::{StepState, Timing};
 use crate::freeze::FreezeSpec;
+use crate::measure::scenarios::MeasureOptions;
 use crate::model::weights::{self, NamedTensor};
 use crate::plan::{Capacity, StepOptions};
 use crate::session::{Session, Step, StepOutcome};
@@ -33,21 +32,12 @@ pub struct Args {
     steps: u64,
     #[command(flatten)]
     rates: Rates,
-    /// Seed of heads that the model lacks
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
     /// safetensors to write: losses, logits and gradients of the first step, and with several steps
     /// the parameters after the last
     #[arg(long, value_name = "FILE")]
     dump: PathBuf,
     #[command(flatten)]
-    device: DeviceArgs,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
-    /// TOML file with options; what is typed overrides it
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    run: RunArgs,
 }
 
 /// AdamW's settings.
@@ -73,6 +63,19 @@ impl Rates {
         (self.max_grad_norm > 0.0).then_some(self.max_grad_norm)
     }
 
+    /// How `bench` and `profile` measure with these rates.
+    pub fn measured(&self, n_rounds: usize, n_warmup: usize, seed: u64) -> MeasureOptions {
+        MeasureOptions {
+            n_rounds,
+            n_warmup,
+            learning_rate: self.learning_rate,
+            head_learning_rate: self.of_heads(),
+            weight_decay: self.weight_decay,
+            max_grad_norm: self.clip(),
+            seed,
+        }
+    }
+
     /// The heads' learning rate.
     pub fn of_heads(&self) -> f32 {
         self.head_learning_rate.unwrap_or(self.learning_rate)
@@ -90,14 +93,14 @@ pub fn rate(text: &str) -> std::result::Result<f32, String> {
 pub fn run(args: &Args) -> Result<()> {
     let tasks = task_sizes(&args.tasks)?;
     let spec = FreezeSpec::parse(&args.freeze)?;
-    let engine = args.device.prepare()?;
+    let engine = args.run.device.prepare()?;
     check_parent("--dump", &args.dump)?;
     check_not_input("--dump", &args.dump, args.model.model.as_ref(), &[&args.batch])?;
     let source = args.model.source()?;
     let network = source.network(&tasks, args.model.pooling)?;
     let mask = spec.mask(&network)?;
     let batch = batch_file::read(&args.batch, &network)?;
-    let values = source.initial_values(&network, args.seed)?;
+    let values = source.initial_values(&network, args.run.seed)?;
 
     let mut session = engine.session(network.clone(), values)?;
     let step = session.compile(
@@ -114,7 +117,7 @@ pub fn run(args: &Args) -> Result<()> {
         learning_rate: args.rates.learning_rate,
         head_learning_rate: args.rates.of_heads(),
         weight_decay: args.rates.weight_decay,
-        seed: args.seed,
+        seed: args.run.seed,
     };
     let first = session.run(&step, &batch, &state(1), Timing::Off)?;
     let mut dump = first_step(&mut session, &step, &first)?;
@@ -160,7 +163,7 @@ fn first_step(
 
 fn report(args: &Args, session: &Session, first: &StepOutcome, last: &StepOutcome) -> Result<()> {
     let tasks = session.network().task_names();
-    if args.json {
+    if args.run.json {
         let losses = |outcome: &StepOutcome| -> serde_json::Map<String, serde_json::Value> {
             let named = tasks.iter().zip(&outcome.losses);
             named.map(|(task, loss)| ((*task).to_owned(), serde_json::json!(loss))).collect()

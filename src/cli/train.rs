@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::args::{DeviceArgs, ModelArgs, check_parent, positive_count};
+use super::args::{ModelArgs, RunArgs, check_parent, positive_count};
 use super::data_args::DataArgs;
 use super::step::Rates;
 use super::{print, print_json, progress};
@@ -38,9 +38,6 @@ pub struct Args {
     training: TrainingArgs,
     #[command(flatten)]
     rates: Rates,
-    /// Seed of the order of examples, of dropout and of new heads
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
     /// Folder to write: a model that can be loaded again, and train_log.jsonl
     #[arg(long, alias = "output_dir", value_name = "DIR")]
     output: PathBuf,
@@ -48,13 +45,7 @@ pub struct Args {
     #[arg(long)]
     overwrite: bool,
     #[command(flatten)]
-    device: DeviceArgs,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
-    /// TOML file with options; what is typed overrides it
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    run: RunArgs,
 }
 
 /// How long to train, and how the rate changes.
@@ -117,7 +108,7 @@ impl TrainingArgs {
 
 pub fn run(args: &Args) -> Result<()> {
     let spec = FreezeSpec::parse(&args.freeze)?;
-    let engine = args.device.prepare()?;
+    let engine = args.run.device.prepare()?;
     check_parent("--output", &args.output)?;
     if args.output.is_file() {
         return Err(Error::content(&args.output, "--output: is a file, not a folder"));
@@ -128,7 +119,7 @@ pub fn run(args: &Args) -> Result<()> {
     // Only to know early that it can be written: what is interrupted leaves nothing.
     drop(folder_beside(&args.output)?);
     let source = args.model.source()?;
-    let corpus = args.data.corpus(&source, args.seed)?;
+    let corpus = args.data.corpus(&source, args.run.seed)?;
     DataArgs::warn_of_missing_evaluation(&corpus);
     let network = source.network(&corpus.task_sizes(), args.model.pooling)?;
     for (task, _) in source.known_labels() {
@@ -137,10 +128,10 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     let mask = spec.mask(&network)?;
-    let initial = source.initial_values(&network, args.seed)?;
+    let initial = source.initial_values(&network, args.run.seed)?;
     let n_values = network.n_values();
     let mut session = engine.session(network, initial.clone())?;
-    let options = args.training.options(&args.data, &args.rates, args.seed);
+    let options = args.training.options(&args.data, &args.rates, args.run.seed);
     let mut observer = Bar::new();
     let outcome = train(&mut session, &corpus, &mask, &options, &mut observer)?;
     observer.finish();
@@ -228,7 +219,7 @@ fn write_folder(output: &Path, model: &TrainedModel, outcome: &TrainOutcome) -> 
 
 fn report(args: &Args, outcome: &TrainOutcome, proof: FreezeProof, n_values: usize) -> Result<()> {
     let seconds = outcome.train_time.as_secs_f64();
-    if args.json {
+    if args.run.json {
         return print_json(&json!({
             "output": args.output.to_string_lossy(),
             "freeze": args.freeze,

@@ -1,14 +1,19 @@
 //! What measured steps run on: batches of real texts, or synthetic ones of a given size.
 
-use super::args::{full_capacity, parse_task_size, task_sizes};
+use std::borrow::Cow;
+
+use serde::Serialize;
+
+use super::args::{ModelArgs, full_capacity, parse_task_size, task_sizes};
 use super::data_args::{DataArgs, longest};
+use crate::Result;
 use crate::backend::host::{available_bytes, refuse_if_short};
 use crate::batch::Batch;
-use crate::data::{Corpus, Synthetic, synthetic};
+use crate::data::{Corpus, Synthetic, batch_too_small, synthetic};
 use crate::freeze::FreezeMask;
+use crate::measure::scenarios::MeasureOptions;
 use crate::model::{Network, Source};
 use crate::plan::{Capacity, Layout, StepOptions, compile};
-use crate::{Error, Result};
 
 /// Texts, or the sizes of what stands for them.
 pub enum Workload {
@@ -19,6 +24,36 @@ pub enum Workload {
         /// Tokens of every row.
         length: usize,
     },
+}
+
+/// The options of a measurement, for its document.
+#[derive(Serialize)]
+pub struct Settings<'a, Own: Serialize> {
+    model: Option<Cow<'a, str>>,
+    arch: Option<&'a str>,
+    tasks: &'a [String],
+    #[serde(flatten)]
+    options: &'a MeasureOptions,
+    /// Of one command alone.
+    #[serde(flatten)]
+    own: Own,
+}
+
+impl<'a, Own: Serialize> Settings<'a, Own> {
+    pub fn new(
+        model: &'a ModelArgs,
+        data: &'a DataArgs,
+        options: &'a MeasureOptions,
+        own: Own,
+    ) -> Self {
+        Self {
+            model: model.model.as_ref().map(|dir| dir.to_string_lossy()),
+            arch: model.arch.as_deref(),
+            tasks: &data.tasks,
+            options,
+            own,
+        }
+    }
 }
 
 impl Workload {
@@ -70,9 +105,7 @@ impl Workload {
             Workload::Synthetic { sizes, length } => {
                 let n_sequences = match data.batch_tokens {
                     Some(tokens) if tokens < *length => {
-                        return Err(Error::usage(format!(
-                            "--batch-tokens {tokens}: a sequence of {length} tokens does not fit"
-                        )));
+                        return Err(batch_too_small(tokens, *length));
                     }
                     Some(tokens) => tokens / length,
                     None => data.batch_size,

@@ -25,7 +25,7 @@ mod tokenize;
 
 pub use corpus::{Corpus, Split, TokenRules};
 pub use dataset::{Dataset, Example, SourceCount, TaskInfo};
-pub use pack::{BatchLimit, Packer, Synthetic, epoch_order, synthetic};
+pub use pack::{BatchLimit, Packer, Synthetic, batch_too_small, epoch_order, synthetic};
 pub use random::SplitMix64;
 pub use source::{TaskSource, check_task_name};
 pub use table::Table;

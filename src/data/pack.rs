@@ -39,6 +39,11 @@ pub fn epoch_order(sources: &[usize], seed: u64, epoch: u64) -> Vec<usize> {
     places.into_iter().map(|(.., example)| example).collect()
 }
 
+/// The error of a batch of `limit` tokens that cannot hold a sequence of `length`.
+pub fn batch_too_small(limit: usize, length: usize) -> Error {
+    Error::usage(format!("--batch-tokens {limit}: a sequence of {length} tokens does not fit"))
+}
+
 /// What stays the same from batch to batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Packer {
@@ -70,9 +75,7 @@ impl Packer {
                 for (end, &example) in order.iter().enumerate() {
                     let length = lengths[example];
                     if length > limit {
-                        return Err(Error::usage(format!(
-                            "--batch-tokens {limit}: a sequence of {length} tokens does not fit"
-                        )));
+                        return Err(batch_too_small(limit, length));
                     }
                     if n_tokens + length > limit {
                         batches.push(start..end);

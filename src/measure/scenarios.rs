@@ -25,15 +25,18 @@ pub struct Scenario {
 }
 
 /// How to measure.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct MeasureOptions {
     /// Rounds that count.
+    #[serde(rename = "rounds")]
     pub n_rounds: usize,
     /// Rounds before them that do not.
+    #[serde(rename = "warmup")]
     pub n_warmup: usize,
     pub learning_rate: f32,
     pub head_learning_rate: f32,
     pub weight_decay: f32,
+    /// None for no clipping.
     pub max_grad_norm: Option<f32>,
     pub seed: u64,
 }

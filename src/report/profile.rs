@@ -52,7 +52,7 @@ fn by_kernel(profile: &Profile) -> Vec<Group> {
         group.n += 1;
         group.seconds += seconds;
         if let Some(counts) = counts {
-            add(group.counts.get_or_insert_default(), counts);
+            *group.counts.get_or_insert_default() += *counts;
         }
         let is_larger =
             group.launch.as_ref().is_none_or(|other| n_blocks(launch) > n_blocks(other));
@@ -65,17 +65,6 @@ fn by_kernel(profile: &Profile) -> Vec<Group> {
 
 fn n_blocks(launch: &KernelLaunch) -> u64 {
     launch.grid.iter().map(|&n| u64::from(n)).product()
-}
-
-fn add(sum: &mut LaunchCounts, counts: &LaunchCounts) {
-    sum.switches += counts.switches;
-    sum.barriers += counts.barriers;
-    sum.collectives += counts.collectives;
-    sum.async_copies += counts.async_copies;
-    sum.mma += counts.mma;
-    sum.global_sectors += counts.global_sectors;
-    sum.global_bytes += counts.global_bytes;
-    sum.shared_conflicts += counts.shared_conflicts;
 }
 
 /// Time by op, beside the machine's ceilings.
