@@ -1,12 +1,13 @@
 //! `frostline bench`: every freeze scenario on the same data, measured beside its prediction.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use super::args::{ModelArgs, RunArgs, positive};
 use super::bench_training::Trainings;
 use super::data_args::DataArgs;
+use super::exports::ExportArgs;
 use super::step::Rates;
 use super::train::TrainingArgs;
 use super::workload::{Settings, Workload};
@@ -19,7 +20,7 @@ use crate::model::Network;
 use crate::plan::Capacity;
 use crate::report::environment::Environment;
 use crate::report::{Row, json as json_report, table};
-use crate::session::{Device, Engine};
+use crate::session::Device;
 use crate::{Error, Result};
 
 #[derive(clap::Args, Debug)]
@@ -51,11 +52,17 @@ pub struct Args {
     #[command(flatten)]
     pub rates: Rates,
     #[command(flatten)]
+    exports: ExportArgs,
+    #[command(flatten)]
     pub run: RunArgs,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     let specs = scenario_specs(&args.scenarios)?;
+    let files = args.data.files();
+    let inputs: Vec<&Path> = files.iter().chain(&args.run.config).map(PathBuf::as_path).collect();
+    args.exports.check(args.model.model.as_ref(), &inputs)?;
+    args.exports.check(args.init.as_ref(), &[])?;
     let engine = args.run.device.prepare()?;
     let source = args.model.source()?;
     let workload = Workload::open(&args.data, &source, args.run.seed)?;
@@ -115,7 +122,15 @@ pub fn run(args: &Args) -> Result<()> {
         Some(trainings) => train_rows(trainings, &scenarios, &mut rows),
         None => Ok(()),
     };
-    report(args, engine, &network, &batches, &ceilings, &options, &rows)?;
+    let report = Report {
+        environment: Environment::of(engine)?,
+        network: &network,
+        batches: &batches,
+        ceilings: &ceilings,
+        options: &options,
+        rows: &rows,
+    };
+    report.publish(args)?;
     trained
 }
 
@@ -138,58 +153,73 @@ fn scenario_specs(texts: &[String]) -> Result<Vec<FreezeSpec>> {
     Ok(specs)
 }
 
-fn report(
-    args: &Args,
-    engine: Engine,
-    network: &Network,
-    batches: &[Batch],
-    ceilings: &Ceilings,
-    options: &MeasureOptions,
-    rows: &[Row],
-) -> Result<()> {
-    let environment = Environment::of(engine)?;
-    let n_tokens: usize = batches.iter().map(Batch::n_tokens).sum();
-    let mean_tokens = n_tokens as f64 / batches.len() as f64;
-    if args.run.json {
+/// What was measured, and on what.
+struct Report<'a> {
+    environment: Environment,
+    network: &'a Network,
+    batches: &'a [Batch],
+    ceilings: &'a Ceilings,
+    options: &'a MeasureOptions,
+    rows: &'a [Row],
+}
+
+impl Report<'_> {
+    /// Prints, then writes the files: what was measured is shown even if a disk is full.
+    fn publish(&self, args: &Args) -> Result<()> {
+        let document = self.document(args);
+        if args.run.json {
+            print_json(&document)?;
+        } else {
+            print(&self.text())?;
+        }
+        args.exports.write(&self.environment, &document, self.rows)
+    }
+
+    fn mean_tokens(&self) -> f64 {
+        let n_tokens: usize = self.batches.iter().map(Batch::n_tokens).sum();
+        n_tokens as f64 / self.batches.len() as f64
+    }
+
+    fn document(&self, args: &Args) -> serde_json::Value {
+        let lengths = self.batches.iter().map(|batch| batch.lengths().collect());
         let own = json!({
-            "pooling": network.pooling,
+            "pooling": self.network.pooling,
             "batch_size": args.data.batch_size,
             "batch_tokens": args.data.batch_tokens,
             "max_length": args.data.max_length,
-            "mean_tokens": mean_tokens,
-            "batch_lengths": batches
-                .iter()
-                .map(|batch| batch.lengths().collect())
-                .collect::<Vec<Vec<usize>>>(),
+            "mean_tokens": self.mean_tokens(),
+            "batch_lengths": lengths.collect::<Vec<Vec<usize>>>(),
             "training": args.train.then(|| args.training.settings()),
         });
-        let settings = json!(Settings::new(&args.model, &args.data, options, own));
-        return print_json(&json_report::document(&environment, settings, ceilings, rows));
+        let settings = json!(Settings::new(&args.model, &args.data, self.options, own));
+        json_report::document(&self.environment, settings, self.ceilings, self.rows)
     }
-    let mut text = format!(
-        "{}\n{} parameters, batches of {:.0} tokens in {} sequences, {} rounds; ceilings {:.0} \
-         GFLOP/s, {:.1} GB/s\n\n{}\n{}",
-        environment.line(),
-        network.n_values(),
-        mean_tokens,
-        batches[0].n_sequences(),
-        args.rounds,
-        ceilings.gemm_flops_per_second / 1e9,
-        ceilings.copy_bytes_per_second / 1e9,
-        table::time(rows),
-        table::memory(rows)
-    );
-    let quality = table::quality(rows);
-    if !quality.is_empty() {
-        text += &format!("\n{quality}");
+
+    fn text(&self) -> String {
+        let mut text = format!(
+            "{}\n{} parameters, batches of {:.0} tokens in {} sequences, {} rounds; ceilings {:.0} \
+             GFLOP/s, {:.1} GB/s\n\n{}\n{}",
+            self.environment.line(),
+            self.network.n_values(),
+            self.mean_tokens(),
+            self.batches[0].n_sequences(),
+            self.options.n_rounds,
+            self.ceilings.gemm_flops_per_second / 1e9,
+            self.ceilings.copy_bytes_per_second / 1e9,
+            table::time(self.rows).text(),
+            table::memory(self.rows).text()
+        );
+        if let Some(quality) = table::quality(self.rows) {
+            text += &format!("\n{}", quality.text());
+        }
+        for row in self.rows.iter().filter(|row| !row.measurement.outliers.is_empty()) {
+            let times = &row.measurement.times_ms;
+            let far: Vec<String> = (row.measurement.outliers.iter())
+                .map(|&round| format!("{:.1} ms in round {}", times[round], round + 1))
+                .collect();
+            let freeze = &row.measurement.freeze;
+            text += &format!("\noutliers of {freeze}, counted all the same: {}", far.join(", "));
+        }
+        text.trim_end().to_owned() + "\n"
     }
-    for row in rows.iter().filter(|row| !row.measurement.outliers.is_empty()) {
-        let times = &row.measurement.times_ms;
-        let far: Vec<String> = (row.measurement.outliers.iter())
-            .map(|&round| format!("{:.1} ms in round {}", times[round], round + 1))
-            .collect();
-        let freeze = &row.measurement.freeze;
-        text += &format!("\noutliers of {freeze}, counted all the same: {}", far.join(", "));
-    }
-    print(&(text.trim_end().to_owned() + "\n"))
 }

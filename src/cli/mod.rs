@@ -6,6 +6,7 @@ mod bench;
 mod bench_training;
 mod data_args;
 mod doctor;
+mod exports;
 mod memory_probe;
 mod plan;
 mod profile;

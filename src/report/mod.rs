@@ -1,7 +1,8 @@
 //! Renderings of what was measured: tables for people ([`table`]), one JSON document for programs
-//! ([`json`]), and a step op by op ([`profile`]).
+//! ([`json`]), what others read ([`export`]), and a step op by op ([`profile`]).
 
 pub mod environment;
+pub mod export;
 pub mod json;
 pub mod profile;
 pub mod table;

@@ -1,4 +1,4 @@
-//! Tables for people, one row a scenario.
+//! Tables for people, one row a scenario: as plain text, and as Markdown.
 
 use comfy_table::presets::ASCII_BORDERS_ONLY_CONDENSED;
 use comfy_table::{CellAlignment, Table};
@@ -8,8 +8,47 @@ use crate::measure::Interval;
 use crate::plan::Phase;
 use crate::train::evaluate::TaskQuality;
 
+/// The cells of a table. A heading may have a second line; one without a first line shares that of the column
+/// on its left.
+pub struct Cells {
+    header: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Cells {
+    fn new(header: &[&str], rows: &[Row], cells: impl Fn(&Row) -> Vec<String>) -> Self {
+        let header = header.iter().map(|&heading| heading.to_owned()).collect();
+        Self { header, rows: rows.iter().map(cells).collect() }
+    }
+
+    /// For a terminal.
+    pub fn text(&self) -> String {
+        let header: Vec<&str> = self.header.iter().map(String::as_str).collect();
+        draw(&header, self.rows.clone())
+    }
+
+    /// A Markdown table, in which headings have one line.
+    pub fn markdown(&self) -> String {
+        let (mut first_line, mut header) = (String::new(), Vec::new());
+        for heading in &self.header {
+            let (first, second) = heading.split_once('\n').unwrap_or((heading, ""));
+            if !first.is_empty() {
+                first_line = first.to_owned();
+            }
+            header.push(format!("{first_line} {second}").trim_end().to_owned());
+        }
+        let line = |cells: &[String]| {
+            let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+            format!("| {} |\n", cells.join(" | "))
+        };
+        let figures = "---:|".repeat(self.header.len() - 1);
+        let rows: String = self.rows.iter().map(|row| line(row)).collect();
+        format!("{}|---|{figures}\n{rows}", line(&header))
+    }
+}
+
 /// What one step costs and takes.
-pub fn time(rows: &[Row]) -> String {
+pub fn time(rows: &[Row]) -> Cells {
     let header = [
         "freeze",
         "trained",
@@ -25,7 +64,7 @@ pub fn time(rows: &[Row]) -> String {
         "measured\n(95 % interval)",
         "measured /\npredicted",
     ];
-    render(&header, rows, |row| {
+    Cells::new(&header, rows, |row| {
         let measurement = &row.measurement;
         let (speedup, n_rounds) = (measurement.speedup, measurement.times_ms.len());
         let mut cells = vec![measurement.freeze.clone(), grouped(measurement.n_trained)];
@@ -44,7 +83,7 @@ pub fn time(rows: &[Row]) -> String {
 }
 
 /// What one step needs of memory.
-pub fn memory(rows: &[Row]) -> String {
+pub fn memory(rows: &[Row]) -> Cells {
     let header = [
         "freeze",
         "MB weights",
@@ -55,7 +94,7 @@ pub fn memory(rows: &[Row]) -> String {
         "= peak\nplanned",
         "\nmeasured",
     ];
-    render(&header, rows, |row| {
+    Cells::new(&header, rows, |row| {
         let memory = row.measurement.memory;
         let kinds = [
             memory.weights,
@@ -72,11 +111,9 @@ pub fn memory(rows: &[Row]) -> String {
     })
 }
 
-/// What training gave; empty where nothing was trained.
-pub fn quality(rows: &[Row]) -> String {
-    let Some(first) = rows.iter().find_map(|row| row.training.as_ref()) else {
-        return String::new();
-    };
+/// What training gave; None where nothing was trained.
+pub fn quality(rows: &[Row]) -> Option<Cells> {
+    let first = rows.iter().find_map(|row| row.training.as_ref())?;
     let mut header = vec!["freeze".to_owned(), "seconds".to_owned()];
     for task in &first.eval.tasks {
         header.push(format!("{}\naccuracy", task.task));
@@ -86,7 +123,7 @@ pub fn quality(rows: &[Row]) -> String {
     }
     header.push("frozen tensors\nproven equal".to_owned());
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
-    render(&header, rows, |row| {
+    Some(Cells::new(&header, rows, |row| {
         let mut cells = vec![row.measurement.freeze.clone()];
         let Some(training) = &row.training else {
             // Nothing trains here.
@@ -103,11 +140,7 @@ pub fn quality(rows: &[Row]) -> String {
         }
         cells.push(training.n_proven.to_string());
         cells
-    })
-}
-
-fn render(header: &[&str], rows: &[Row], cells: impl Fn(&Row) -> Vec<String>) -> String {
-    draw(header, rows.iter().map(cells).collect())
+    }))
 }
 
 /// A table whose first column is text and whose others are figures.
@@ -167,6 +200,15 @@ fn grouped(n: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn markdown_headings_have_one_line() {
+        let header = ["freeze", "ms\nforward", "\nbackward", "peak"].map(str::to_owned).to_vec();
+        let rows = vec![["name:a|b", "1", "2", "3"].map(str::to_owned).to_vec()];
+        let expected = "| freeze | ms forward | ms backward | peak |\n|---|---:|---:|---:|\n\
+                        | name:a\\|b | 1 | 2 | 3 |\n";
+        assert_eq!(Cells { header, rows }.markdown(), expected);
+    }
 
     #[test]
     fn numbers_are_readable() {

@@ -251,3 +251,63 @@ fn refused_combinations() {
     );
     workspace.refused("bench --arch bert-tiny --task topic=3", 2, &["bert-tiny", "bert-base"]);
 }
+
+/// The files say what the document says; nothing that is read is written over.
+#[test]
+fn exports() {
+    let workspace = Workspace::new();
+    let files = "--export-json bench.json --export-csv bench.csv --export-markdown bench.md";
+    let text = workspace.ok(&format!("{BENCH} --scenarios backbone,all --device cpu {files}"));
+    let document = workspace.read_json("bench.json");
+    assert_eq!(freezes(&document), ["none", "backbone", "all"]);
+
+    let csv = workspace.read("bench.csv");
+    let lines: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(lines.len(), 4);
+    let column = |name: &str| {
+        let at = lines[0].iter().position(|&heading| heading == name);
+        at.unwrap_or_else(|| panic!("no column {name}: {csv}"))
+    };
+    for (line, row) in lines[1..].iter().zip(document["scenarios"].as_array().unwrap()) {
+        assert_eq!(line.len(), lines[0].len());
+        assert_eq!(line[column("freeze")], row["freeze"]);
+        for (name, value) in [
+            ("trainable_parameters", &row["trainable_parameters"]),
+            ("forward_flops", &row["flops"]["forward"]),
+            ("backward_bytes", &row["bytes"]["backward"]),
+            ("optimizer_ms", &row["phase_ms"]["optimizer"]),
+            ("step_ms", &row["step_ms"]["median"]),
+            ("speedup_predicted", &row["speedup"]["predicted"]),
+            ("speedup_high", &row["speedup"]["high"]),
+            ("activations_bytes", &row["memory_bytes"]["activations"]),
+            ("peak_planned_bytes", &row["memory_bytes"]["peak_planned"]),
+        ] {
+            let got: f64 = line[column(name)].parse().unwrap();
+            assert_eq!(got, number(value), "{name}");
+        }
+    }
+
+    let markdown = workspace.read("bench.md");
+    for heading in ["| freeze | trained |", "| GFLOP forward | GFLOP backward |", "= peak planned"]
+    {
+        assert!(markdown.contains(heading), "{heading}: {markdown}");
+    }
+    for freeze in ["none", "backbone", "all"] {
+        let rows = markdown.lines().filter(|line| line.starts_with(&format!("| {freeze} |")));
+        assert_eq!(rows.count(), 2, "{markdown}");
+    }
+    // The same figures as on the terminal.
+    let shown = text.lines().map(words).find(|row| row.first() == Some(&"backbone")).unwrap();
+    let written = markdown.lines().find(|line| line.starts_with("| backbone |")).unwrap();
+    assert_eq!(words(&written.replace('|', " ")), shown);
+
+    for (options, status, named) in [
+        ("--export-csv reviews.csv --task mood=reviews.csv", 2, "--export-csv reviews.csv"),
+        ("--export-json model/config.json", 2, "--export-json model/config.json"),
+        ("--export-markdown absent/bench.md", 1, "--export-markdown"),
+        ("--export-json model", 1, "--export-json"),
+        ("--export-json new --export-csv new", 2, "--export-csv"),
+    ] {
+        workspace.refused(&format!("{BENCH} {options}"), status, &[named]);
+    }
+}

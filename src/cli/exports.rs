@@ -1,0 +1,72 @@
+//! Files that a result is written to, beside what is printed.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::args::{check_not_input, check_parent};
+use crate::files::write_atomically;
+use crate::report::environment::Environment;
+use crate::report::{Row, export};
+use crate::{Error, Result};
+
+/// Where to write what was measured.
+#[derive(clap::Args, Debug)]
+pub struct ExportArgs {
+    /// Write the document of --json to a file
+    #[arg(long, alias = "export_json", value_name = "FILE")]
+    export_json: Option<PathBuf>,
+    /// Write one line a scenario as CSV
+    #[arg(long, alias = "export_csv", value_name = "FILE")]
+    export_csv: Option<PathBuf>,
+    /// Write the tables as Markdown
+    #[arg(long, alias = "export_markdown", value_name = "FILE")]
+    export_markdown: Option<PathBuf>,
+}
+
+impl ExportArgs {
+    fn files(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        let options = [
+            ("--export-json", &self.export_json),
+            ("--export-csv", &self.export_csv),
+            ("--export-markdown", &self.export_markdown),
+        ];
+        options.into_iter().filter_map(|(option, file)| Some((option, file.as_ref()?)))
+    }
+
+    /// Refuses, before anything is measured, what could not be written or would overwrite an input.
+    ///
+    /// # Errors
+    /// A missing folder, a folder in the place of a file, a file that is read, one file for two options.
+    pub fn check(&self, model: Option<&PathBuf>, inputs: &[&Path]) -> Result<()> {
+        for (at, (option, file)) in self.files().enumerate() {
+            check_parent(option, file)?;
+            check_not_input(option, file, model, inputs)?;
+            if file.is_dir() {
+                return Err(Error::content(file, format!("{option}: is a folder, not a file")));
+            }
+            if let Some((other, _)) = self.files().take(at).find(|(_, other)| *other == file) {
+                let file = file.display();
+                return Err(Error::usage(format!("{other} and {option} both name {file}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the files that were asked for.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write(&self, environment: &Environment, document: &Value, rows: &[Row]) -> Result<()> {
+        if let Some(file) = &self.export_json {
+            write_atomically(file, format!("{document:#}\n").as_bytes())?;
+        }
+        if let Some(file) = &self.export_csv {
+            write_atomically(file, &export::csv(rows)?)?;
+        }
+        if let Some(file) = &self.export_markdown {
+            write_atomically(file, export::markdown(environment, rows).as_bytes())?;
+        }
+        Ok(())
+    }
+}
