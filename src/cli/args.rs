@@ -216,19 +216,23 @@ pub fn check_parent(option: &str, path: &Path) -> Result<()> {
     }
 }
 
-/// Refuses to write over a file that the command reads: one of the model's folder, or one of `inputs`; links
-/// are followed.
+/// Refuses, before any work, a file that could not be written later: its folder is missing, a folder stands in its
+/// place, or the command reads it (as part of the model's folder, or as one of `inputs`; links are followed).
 ///
 /// # Errors
-/// The file is one of those.
-pub fn check_not_input(
+/// As said.
+pub fn check_output_file(
     option: &str,
     path: &Path,
     model: Option<&PathBuf>,
     inputs: &[&Path],
 ) -> Result<()> {
+    check_parent(option, path)?;
     // What is not there yet is nobody's.
     let Ok(target) = path.canonicalize() else { return Ok(()) };
+    if target.is_dir() {
+        return Err(Error::content(path, format!("{option}: is a folder, not a file")));
+    }
     let of_model = model.into_iter().flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten());
     let mut read = of_model.flatten().map(|entry| entry.path());
     let same = |other: &Path| other.canonicalize().is_ok_and(|other| other == target);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::args::{check_not_input, check_parent};
+use super::args::check_output_file;
 use crate::files::write_atomically;
 use crate::report::environment::Environment;
 use crate::report::{Row, export};
@@ -40,11 +40,7 @@ impl ExportArgs {
     /// A missing folder, a folder in the place of a file, a file that is read, one file for two options.
     pub fn check(&self, model: Option<&PathBuf>, inputs: &[&Path]) -> Result<()> {
         for (at, (option, file)) in self.files().enumerate() {
-            check_parent(option, file)?;
-            check_not_input(option, file, model, inputs)?;
-            if file.is_dir() {
-                return Err(Error::content(file, format!("{option}: is a folder, not a file")));
-            }
+            check_output_file(option, file, model, inputs)?;
             if let Some((other, _)) = self.files().take(at).find(|(_, other)| *other == file) {
                 let file = file.display();
                 return Err(Error::usage(format!("{other} and {option} both name {file}")));

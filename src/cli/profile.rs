@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::args::{ModelArgs, RunArgs, check_not_input, check_parent, positive};
+use super::args::{ModelArgs, RunArgs, check_output_file, positive};
 use super::data_args::DataArgs;
 use super::step::Rates;
 use super::workload::{Settings, Workload};
@@ -57,11 +57,10 @@ pub fn run(args: &Args) -> Result<()> {
         .map(|text| FreezeSpec::parse(text))
         .collect::<Result<Vec<_>>>()?;
     if let Some(path) = &args.trace {
-        check_parent("--trace", path)?;
         let files = args.data.files();
         let inputs: Vec<&Path> =
             files.iter().chain(&args.run.config).map(PathBuf::as_path).collect();
-        check_not_input("--trace", path, args.model.model.as_ref(), &inputs)?;
+        check_output_file("--trace", path, args.model.model.as_ref(), &inputs)?;
     }
     let engine = args.run.device.prepare()?;
     if engine.device == Device::Emulated && args.trace.is_some() {

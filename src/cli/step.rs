@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::args::{ModelArgs, RunArgs, check_not_input, check_parent, positive_count, task_sizes};
+use super::args::{ModelArgs, RunArgs, check_output_file, positive_count, task_sizes};
 use super::{batch_file, print, print_json};
 use crate::Result;
 use crate::backend::{StepState, Timing};
@@ -94,8 +94,7 @@ pub fn run(args: &Args) -> Result<()> {
     let tasks = task_sizes(&args.tasks)?;
     let spec = FreezeSpec::parse(&args.freeze)?;
     let engine = args.run.device.prepare()?;
-    check_parent("--dump", &args.dump)?;
-    check_not_input("--dump", &args.dump, args.model.model.as_ref(), &[&args.batch])?;
+    check_output_file("--dump", &args.dump, args.model.model.as_ref(), &[&args.batch])?;
     let source = args.model.source()?;
     let network = source.network(&tasks, args.model.pooling)?;
     let mask = spec.mask(&network)?;

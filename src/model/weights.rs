@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, Metadata};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::mmap::MappedFile;
 use crate::tensor::{self, DType};
@@ -95,7 +95,10 @@ impl WeightFile {
         // The crate checks the header's length, its JSON, and that the tensors fill the file exactly.
         let (data_start, metadata) = safetensors::SafeTensors::read_metadata(file.bytes())
             .map(|(header, metadata): (usize, Metadata)| (header + size_of::<u64>(), metadata))
-            .map_err(|e| Error::content(path, format!("is not a whole safetensors file: {e}")))?;
+            .map_err(|e| match unreadable_tensor(file.bytes()) {
+                Some((name, why)) => Error::content(path, format!("{name} cannot be read: {why}")),
+                None => Error::content(path, format!("is not a whole safetensors file: {e}")),
+            })?;
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
             if data_start.saturating_add(end) > file.bytes().len() {
@@ -256,4 +259,16 @@ pub fn write(path: &Path, tensors: &[NamedTensor]) -> Result<()> {
     let bytes = safetensors::serialize(views, Some(format))
         .map_err(|e| Error::content(path, format!("cannot be written as safetensors: {e}")))?;
     crate::files::write_atomically(path, &bytes)
+}
+
+/// The first tensor in a header whose entry says nothing that the crate knows (a newer dtype, say), and why; the
+/// crate's own message gives a place in the header alone.
+fn unreadable_tensor(file: &[u8]) -> Option<(String, String)> {
+    let (length, rest) = file.split_first_chunk()?;
+    let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    let header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
+    header.into_iter().filter(|(name, _)| name != "__metadata__").find_map(|(name, info)| {
+        let error = serde_json::from_value::<TensorInfo>(info).err()?;
+        Some((name, error.to_string()))
+    })
 }

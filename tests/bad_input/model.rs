@@ -76,6 +76,17 @@ fn weights() {
                 &["model.safetensors", QUERY, "[256]", "[16, 16]"],
                 |input| input.weight(QUERY, |raw| raw.shape = vec![256]),
             ),
+            content("unknown dtype", &["model.safetensors", QUERY, "F99"], |input| {
+                input.bytes("model/model.safetensors", |bytes| {
+                    let start = |text: &[u8], from: usize, bytes: &[u8]| {
+                        let mut windows = bytes[from..].windows(text.len());
+                        from + windows.position(|window| window == text).unwrap()
+                    };
+                    let name = start(QUERY.as_bytes(), 0, bytes);
+                    let dtype = start(b"F32", name, bytes);
+                    bytes[dtype..dtype + 3].copy_from_slice(b"F99");
+                })
+            }),
             content("integer weights", &["model.safetensors", QUERY, "I64|int64"], |input| {
                 input.weight(QUERY, |raw| *raw = Raw::i64(&[16, 16], &[1; 256]))
             }),

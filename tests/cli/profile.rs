@@ -93,6 +93,7 @@ fn trace() {
     assert!((total - expected).abs() <= 1e-6 * expected);
 
     workspace.refused(&format!("{PROFILE} --trace absent/step.json"), 1, &["--trace", "absent"]);
+    workspace.refused(&format!("{PROFILE} --trace model"), 1, &["--trace", "model", "folder"]);
 }
 
 /// On the emulator ops are kernels, and what they do is counted.
