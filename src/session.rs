@@ -37,8 +37,17 @@ pub enum Device {
     Cuda {
         graphs: bool,
     },
-    /// The kernels on the emulator.
-    Emulated,
+    /// The kernels on the emulator; `graphs` as on a GPU.
+    Emulated {
+        graphs: bool,
+    },
+}
+
+impl Device {
+    /// Whether kernels are emulated: their times say nothing.
+    pub fn is_emulated(self) -> bool {
+        matches!(self, Device::Emulated { .. })
+    }
 }
 
 impl Engine {
@@ -57,7 +66,7 @@ impl Engine {
         match self.device {
             Device::Cpu => Ok(Box::new(HostBackend::new(Cpu))),
             Device::Cuda { graphs } => cuda::on_gpu(graphs),
-            Device::Emulated => cuda::on_emulator(),
+            Device::Emulated { graphs } => cuda::on_emulator(graphs),
         }
     }
 }

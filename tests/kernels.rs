@@ -148,10 +148,14 @@ fn outcome(network: &Network, batch: &Batch, compute: DType, schedule: Schedule)
     let mut left = Vec::new();
     for id in network.param_ids() {
         let values = it.backend.read_value(id).unwrap();
-        assert!(values.iter().all(|v| v.is_finite()), "{}", network.param(id).name);
-        left.push(values.into_iter().map(f32::to_bits).collect());
+        left.push(bits(&values));
     }
     left
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    assert!(values.iter().all(|value| value.is_finite()));
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 #[test]
@@ -171,6 +175,56 @@ fn no_schedule_changes_a_bit() {
         for schedule in schedules {
             assert!(outcome(&network, &batch, compute, schedule) == first, "{schedule:?}");
         }
+    }
+}
+
+/// A recording holds addresses and grids, never a batch's sizes or a step's number; where memory moves, it is
+/// made anew.
+#[test]
+fn recorded_steps_do_what_launched_ones_do() {
+    let network = network(2, 64, Pooling::Mean);
+    let options = |tokens, compute| {
+        let capacity = Capacity { tokens, sequences: 6, max_length: 140 };
+        StepOptions { capacity, compute, dropout: true, max_grad_norm: Some(0.5) }
+    };
+    for compute in TYPES {
+        let left = [true, false].map(|use_graphs| {
+            let mut backend = CudaBackend::new(Emulator::default(), "emulated", use_graphs);
+            for (id, values) in random_values(&network, 3).into_iter().enumerate() {
+                let id = ParamId(id);
+                backend.write_value(id, network.param(id).dtype(compute), values).unwrap();
+            }
+            let mut bind = |spec: &str, tokens, backend: &mut CudaBackend<Emulator>| {
+                let step = training_step(&network, &options(tokens, compute));
+                let plan = fuse(&prune(&step, &network, &mask_of(&network, spec)));
+                let layout = Arc::new(Layout::new(&plan));
+                backend.bind(Arc::new(plan), layout).unwrap()
+            };
+            let lower = bind("lower:1", 90, &mut backend);
+            let mut step = 0;
+            let mut run =
+                |bound: &Bound, lengths: &[usize], backend: &mut CudaBackend<Emulator>| {
+                    step += 1;
+                    let state = StepState { step, learning_rate: 1e-3 / step as f32, ..STATE };
+                    let batch = random_batch(&network, lengths, step);
+                    backend.run(bound, &batch, &state, Timing::Off).unwrap();
+                };
+            for lengths in [&LENGTHS[..3], &[9, 31], &[1, 2, 3, 4, 5, 6], &[77]] {
+                run(&lower, lengths, &mut backend);
+            }
+            // A phase each, once the first run is over.
+            assert_eq!(backend.device().n_graphs(), if use_graphs { 3 } else { 0 });
+            let all = bind("none", 300, &mut backend);
+            assert_eq!(backend.device().n_graphs(), 0, "memory grew");
+            for lengths in [&LENGTHS[..], &[130, 2], &[1]] {
+                run(&all, lengths, &mut backend);
+                run(&lower, &[5, 40], &mut backend);
+            }
+            assert_eq!(backend.device().n_graphs(), if use_graphs { 6 } else { 0 });
+            let values = network.param_ids().map(|id| backend.read_value(id).unwrap());
+            values.map(|values| bits(&values)).collect::<Vec<_>>()
+        });
+        assert!(left[0] == left[1], "{compute:?}");
     }
 }
 

@@ -107,7 +107,7 @@ impl DeviceArgs {
         let device = match self.device {
             Device::Cpu => session::Device::Cpu,
             Device::Cuda => session::Device::Cuda { graphs },
-            Device::Emulated => session::Device::Emulated,
+            Device::Emulated => session::Device::Emulated { graphs },
             Device::Auto => match cuda::check_gpu() {
                 Ok(()) => session::Device::Cuda { graphs },
                 Err(why) => {

@@ -95,7 +95,7 @@ pub fn run(args: &Args) -> Result<()> {
                     memory_probe::measure(&args.model, &network, &scenario.freeze, capacity, clip)
                 }
                 // A process's own memory says nothing of a device's.
-                Device::Cuda { .. } | Device::Emulated => None,
+                Device::Cuda { .. } | Device::Emulated { .. } => None,
             }
         })
         .collect();

@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
         check_output_file("--trace", path, args.model.model.as_ref(), &inputs)?;
     }
     let engine = args.run.device.prepare()?;
-    if engine.device == Device::Emulated && args.trace.is_some() {
+    if engine.device.is_emulated() && args.trace.is_some() {
         return Err(Error::usage("--trace: the emulator's times say nothing of a GPU"));
     }
     let source = args.model.source()?;
@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> Result<()> {
     let ceilings = Ceilings::of(engine)?;
     // The emulator's times mean nothing, and its counts are the same in every round.
     let (n_rounds, n_warmup) = match engine.device {
-        Device::Emulated => (args.rounds.unwrap_or(1), args.warmup.unwrap_or(0)),
+        Device::Emulated { .. } => (args.rounds.unwrap_or(1), args.warmup.unwrap_or(0)),
         Device::Cpu | Device::Cuda { .. } => (args.rounds.unwrap_or(10), args.warmup.unwrap_or(2)),
     };
     let options = args.rates.measured(n_rounds, n_warmup, args.run.seed);
@@ -116,7 +116,7 @@ struct Run<'a> {
 fn capability(engine: Engine) -> Result<(u32, u32)> {
     match engine.device {
         Device::Cuda { .. } => cuda::gpu_capability(),
-        Device::Cpu | Device::Emulated => Ok((9, 0)),
+        Device::Cpu | Device::Emulated { .. } => Ok((9, 0)),
     }
 }
 
@@ -126,7 +126,7 @@ fn write_trace(path: &Path, profiles: &[Profile]) -> Result<()> {
 }
 
 fn document(args: &Args, run: &Run, profiles: &[Profile]) -> Result<serde_json::Value> {
-    let is_timed = run.engine.device != Device::Emulated;
+    let is_timed = !run.engine.device.is_emulated();
     let own = json!({
         "tokens": run.batch.n_tokens(),
         "sequences": run.batch.n_sequences(),
@@ -142,7 +142,7 @@ fn document(args: &Args, run: &Run, profiles: &[Profile]) -> Result<serde_json::
 }
 
 fn text(run: &Run, profiles: &[Profile]) -> Result<String> {
-    let is_emulated = run.engine.device == Device::Emulated;
+    let is_emulated = run.engine.device.is_emulated();
     let mut text = format!(
         "{}\n{} tokens in {} sequences; ",
         Environment::of(run.engine)?.line(),

@@ -65,7 +65,7 @@ impl Ceilings {
             Device::Cpu => Ok(Self::of_cpu()),
             Device::Cuda { .. } => Self::of_kernels(engine, DEVICE_PROBE),
             // The emulator's times mean nothing; they only have to be there.
-            Device::Emulated => Self::of_kernels(engine, EMULATOR_PROBE),
+            Device::Emulated { .. } => Self::of_kernels(engine, EMULATOR_PROBE),
         }
     }
 

@@ -32,7 +32,7 @@ impl Environment {
     pub fn of(engine: Engine) -> Result<Self> {
         let device = match engine.device {
             Device::Cpu => "cpu".to_owned(),
-            Device::Emulated => "emulated".to_owned(),
+            Device::Emulated { .. } => "emulated".to_owned(),
             Device::Cuda { .. } => cuda::gpu_name()?,
         };
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

@@ -99,4 +99,7 @@ pub trait Device {
 
     /// Runs a recorded sequence.
     fn replay(&mut self, graph: Graph) -> Result<()>;
+
+    /// Gives back what a recorded sequence holds, once its last replay is over.
+    fn forget_graph(&mut self, graph: Graph) -> Result<()>;
 }

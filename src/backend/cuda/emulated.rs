@@ -63,12 +63,23 @@ const ALIGNMENT_BYTES: usize = 256;
 /// Multiprocessors that the emulator says it has: few, so that last-arriver reductions meet.
 const N_PROCESSORS: u32 = 4;
 
+/// What a graph holds: arguments by value, as a GPU's graph does.
+#[derive(Debug)]
+enum Recorded {
+    Launch { kernel: String, grid: [u32; 3], block: u32, shared_bytes: usize, args: Vec<Arg> },
+    Fill { to: u64, byte: u8, n_bytes: usize },
+}
+
 /// A device in this process's memory.
 #[derive(Debug, Default)]
 pub struct Emulator {
     schedule: Schedule,
     blocks: HashMap<u64, HostLayout>,
     marks: Vec<Instant>,
+    /// What was started since recording began, while it lasts.
+    recording: Option<Vec<Recorded>>,
+    /// None where one was forgotten.
+    graphs: Vec<Option<Vec<Recorded>>>,
     /// Of each launch, while they are counted: that takes several times as long.
     counts: Option<Vec<LaunchCounts>>,
     checks_races: bool,
@@ -87,6 +98,19 @@ impl Emulator {
     pub fn checking_races(mut self) -> Self {
         self.checks_races = true;
         self
+    }
+
+    /// Graphs that are held.
+    pub fn n_graphs(&self) -> usize {
+        self.graphs.iter().flatten().count()
+    }
+
+    /// A GPU refuses the same.
+    fn refuse_while_recording(&self, what: &str) -> Result<()> {
+        match self.recording {
+            Some(_) => Err(fault(&format!("{what} cannot be part of a recording"))),
+            None => Ok(()),
+        }
     }
 
     /// Panics if `n_bytes` at `address` are not within one block: every copy is of our own buffers.
@@ -142,6 +166,7 @@ impl Device for Emulator {
     }
 
     fn upload(&mut self, bytes: &[u8], to: u64) -> Result<()> {
+        self.refuse_while_recording("a copy from the host")?;
         self.check(to, bytes.len());
         // SAFETY: the bytes lie within one block, which no reference points into.
         unsafe { (to as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
@@ -149,6 +174,7 @@ impl Device for Emulator {
     }
 
     fn download(&mut self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.refuse_while_recording("a copy to the host")?;
         self.check(from, bytes.len());
         // SAFETY: the bytes lie within one block and are initialised: blocks start filled.
         unsafe { (from as *const u8).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
@@ -157,12 +183,22 @@ impl Device for Emulator {
 
     fn fill(&mut self, to: u64, byte: u8, n_bytes: usize) -> Result<()> {
         self.check(to, n_bytes);
+        if let Some(recording) = &mut self.recording {
+            recording.push(Recorded::Fill { to, byte, n_bytes });
+            return Ok(());
+        }
         // SAFETY: the bytes lie within one block, which no reference points into.
         unsafe { (to as *mut u8).write_bytes(byte, n_bytes) };
         Ok(())
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<()> {
+        if let Some(recording) = &mut self.recording {
+            let Launch { kernel, grid, block, shared_bytes, args } = *launch;
+            let (kernel, args) = (kernel.to_owned(), args.to_vec());
+            recording.push(Recorded::Launch { kernel, grid, block, shared_bytes, args });
+            return Ok(());
+        }
         let fault = |problem: &str| Error::Run(format!("kernel {}: {problem}", launch.kernel));
         let kernel = CString::new(launch.kernel).map_err(|e| fault(&e.to_string()))?;
         // Each argument in a word of its own; little-endian, so that its first bytes are the value.
@@ -227,10 +263,12 @@ impl Device for Emulator {
     }
 
     fn synchronize(&mut self) -> Result<()> {
+        self.refuse_while_recording("waiting")?;
         Ok(())
     }
 
     fn mark(&mut self) -> Result<Mark> {
+        self.refuse_while_recording("a mark")?;
         self.marks.push(Instant::now());
         Ok(Mark(self.marks.len() - 1))
     }
@@ -244,18 +282,44 @@ impl Device for Emulator {
     }
 
     fn has_graphs(&self) -> bool {
-        false
+        true
     }
 
     fn begin_recording(&mut self) -> Result<()> {
-        Err(Error::Device("the emulator records no graphs".into()))
+        self.refuse_while_recording("recording")?;
+        self.recording = Some(Vec::new());
+        Ok(())
     }
 
     fn end_recording(&mut self) -> Result<Graph> {
-        Err(Error::Device("the emulator records no graphs".into()))
+        let recording = self.recording.take();
+        self.graphs.push(Some(recording.ok_or_else(|| fault("nothing was being recorded"))?));
+        Ok(Graph(self.graphs.len() - 1))
     }
 
-    fn replay(&mut self, _graph: Graph) -> Result<()> {
-        Err(Error::Device("the emulator records no graphs".into()))
+    fn replay(&mut self, graph: Graph) -> Result<()> {
+        self.refuse_while_recording("replaying")?;
+        let recorded = self.graphs[graph.0].take().ok_or_else(|| fault("a forgotten graph"))?;
+        let done = recorded.iter().try_for_each(|command| match command {
+            Recorded::Launch { kernel, grid, block, shared_bytes, args } => self.launch(&Launch {
+                kernel,
+                grid: *grid,
+                block: *block,
+                shared_bytes: *shared_bytes,
+                args,
+            }),
+            Recorded::Fill { to, byte, n_bytes } => self.fill(*to, *byte, *n_bytes),
+        });
+        self.graphs[graph.0] = Some(recorded);
+        done
     }
+
+    fn forget_graph(&mut self, graph: Graph) -> Result<()> {
+        self.graphs[graph.0] = None;
+        Ok(())
+    }
+}
+
+fn fault(problem: &str) -> Error {
+    Error::Device(format!("emulator: {problem}"))
 }

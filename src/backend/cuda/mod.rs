@@ -216,10 +216,20 @@ impl<D: Device> CudaBackend<D> {
         if has_moved {
             for earlier in &mut self.bound {
                 (earlier.places.scratch, earlier.places.counters) = (scratch, counters);
-                earlier.graphs = None;
             }
+            self.forget_recordings()?;
         }
         Ok(Places { inputs, scratch, counters, tables })
+    }
+
+    /// Recorded launches hold addresses: where memory moved, they are recorded anew.
+    fn forget_recordings(&mut self) -> Result<()> {
+        for bound in &mut self.bound {
+            for graph in bound.graphs.take().into_iter().flatten() {
+                self.device.forget_graph(graph)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -257,7 +267,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         }
         let has_moved = self.memory.make_room(&mut self.device, &plan, &layout)?;
         if has_moved {
-            self.bound.iter_mut().for_each(|earlier| earlier.graphs = None);
+            self.forget_recordings()?;
         }
         let mut needs = Needs::default();
         let addresses = Addresses { memory: &self.memory, plan: &plan, layout: &layout };
@@ -387,8 +397,8 @@ pub fn gpu(use_graphs: bool) -> Result<CudaBackend<CudaDevice>> {
 
 /// The backend on the emulator.
 #[cfg(feature = "emulator")]
-pub fn emulator() -> CudaBackend<emulated::Emulator> {
-    CudaBackend::new(emulated::Emulator::default(), "emulated", false)
+pub fn emulator(use_graphs: bool) -> CudaBackend<emulated::Emulator> {
+    CudaBackend::new(emulated::Emulator::default(), "emulated", use_graphs)
 }
 
 /// Whether the emulator is built in.
@@ -415,9 +425,16 @@ pub fn on_gpu(use_graphs: bool) -> Result<Box<dyn Backend>> {
 ///
 /// # Errors
 /// When this program was built without it.
-pub fn on_emulator() -> Result<Box<dyn Backend>> {
-    #[cfg(feature = "emulator")]
-    return Ok(Box::new(emulator()));
-    #[cfg(not(feature = "emulator"))]
+#[cfg(feature = "emulator")]
+pub fn on_emulator(use_graphs: bool) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(emulator(use_graphs)))
+}
+
+/// The kernels on the emulator.
+///
+/// # Errors
+/// Always: this program was built without it.
+#[cfg(not(feature = "emulator"))]
+pub fn on_emulator(_use_graphs: bool) -> Result<Box<dyn Backend>> {
     Err(no_emulator())
 }

@@ -29,7 +29,8 @@ use crate::{Error, Result};
 /// A GPU.
 pub struct CudaDevice {
     // Fields are dropped in this order: the context goes last.
-    graphs: Vec<CudaGraph>,
+    /// None where one was forgotten.
+    graphs: Vec<Option<CudaGraph>>,
     marks: Vec<CudaEvent>,
     n_marks: usize,
     staging: Staging,
@@ -246,13 +247,27 @@ impl Device for CudaDevice {
         let graph = self.stream.end_capture(CUgraphInstantiate_flags(0)).map_err(ending)?;
         let graph = graph.ok_or_else(|| Error::Device("no launches were being recorded".into()))?;
         graph.upload().map_err(ending)?;
-        self.graphs.push(graph);
-        Ok(Graph(self.graphs.len() - 1))
+        let free = self.graphs.iter().position(Option::is_none);
+        let slot = free.unwrap_or_else(|| {
+            self.graphs.push(None);
+            self.graphs.len() - 1
+        });
+        self.graphs[slot] = Some(graph);
+        Ok(Graph(slot))
     }
 
     fn replay(&mut self, graph: Graph) -> Result<()> {
         self.refuse_while_recording("replaying")?;
-        self.graphs[graph.0].launch().map_err(|e| fault("replaying recorded launches", e))
+        let recorded = self.graphs[graph.0].as_ref();
+        let recorded =
+            recorded.ok_or_else(|| Error::Device("these launches were forgotten".into()))?;
+        recorded.launch().map_err(|e| fault("replaying recorded launches", e))
+    }
+
+    fn forget_graph(&mut self, graph: Graph) -> Result<()> {
+        self.synchronize()?;
+        self.graphs[graph.0] = None;
+        Ok(())
     }
 }
 
@@ -394,6 +409,11 @@ mod tests {
             assert_eq!(download(&mut device, address, 16), [3; 16]);
         }
         assert!(device.end_recording().is_err());
+        device.forget_graph(graph).unwrap();
+        assert!(device.replay(graph).is_err());
+        device.begin_recording().unwrap();
+        device.fill(address, 4, 16).unwrap();
+        assert_eq!(device.end_recording().unwrap(), graph, "the place of what was forgotten");
     }
 
     /// GELU of a row, once as a launch should be and once with more shared memory than comes unasked.
