@@ -41,7 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
     let checked = match (args.device, &gpu) {
         (Device::Cuda, Err(why)) => return Err(Error::Device(format!("--device cuda: {why}"))),
         (Device::Cuda | Device::Auto, Ok(_)) => Checked::Gpu,
-        (Device::Emulated { .. }, _) => Checked::Emulator,
+        (Device::Emulated, _) => Checked::Emulator,
         (Device::Auto, Err(_)) if cuda::HAS_EMULATOR => Checked::Emulator,
         (Device::Auto, Err(why)) => return Err(Error::Device(why.to_string())),
         (Device::Cpu, _) => {
