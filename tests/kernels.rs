@@ -194,7 +194,7 @@ fn recorded_steps_do_what_launched_ones_do() {
                 let id = ParamId(id);
                 backend.write_value(id, network.param(id).dtype(compute), values).unwrap();
             }
-            let mut bind = |spec: &str, tokens, backend: &mut CudaBackend<Emulator>| {
+            let bind = |spec: &str, tokens, backend: &mut CudaBackend<Emulator>| {
                 let step = training_step(&network, &options(tokens, compute));
                 let plan = fuse(&prune(&step, &network, &mask_of(&network, spec)));
                 let layout = Arc::new(Layout::new(&plan));
