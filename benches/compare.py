@@ -70,7 +70,7 @@ def main():
                 theirs = peer or ours
                 if peer:
                     lengths = pathlib.Path(scratch) / "lengths.json"
-                    lengths.write_text(json.dumps(ours_document["settings"]["batch_lengths"]))
+                    lengths.write_text(json.dumps(ours_document["shapes"][0]["batch_lengths"]))
                     theirs = [*peer, "--lengths", lengths]
                 script = [args.python, HERE / "pytorch" / "freeze.py", *theirs, "--scenarios", scenarios, *common]
                 raw[name].append({"frostline": ours_document, "pytorch": run(script, places)})

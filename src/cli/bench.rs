@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::args::{ModelArgs, RunArgs, positive};
 use super::bench_training::Trainings;
-use super::data_args::DataArgs;
+use super::data_args::{BatchArgs, DataArgs, MatrixArgs};
 use super::exports::ExportArgs;
 use super::step::Rates;
 use super::train::TrainingArgs;
@@ -15,12 +15,12 @@ use super::{memory_probe, print, print_json, progress};
 use crate::batch::Batch;
 use crate::freeze::FreezeSpec;
 use crate::measure::Ceilings;
-use crate::measure::scenarios::{MeasureOptions, Scenario, measure, step_options};
-use crate::model::Network;
+use crate::measure::scenarios::{MeasureOptions, Scenario, against_itself, measure, step_options};
+use crate::model::{Network, Source};
 use crate::plan::Capacity;
 use crate::report::environment::Environment;
-use crate::report::{Row, json as json_report, table};
-use crate::session::Device;
+use crate::report::{AgainstItself, Bench, Row, Shape, json as json_report, table};
+use crate::session::{Device, Engine, Session};
 use crate::{Error, Result};
 
 #[derive(clap::Args, Debug)]
@@ -34,12 +34,20 @@ pub struct Args {
     /// Freeze specs to measure, separated by commas; none, the baseline, is always measured
     #[arg(long, value_name = "SPECS", value_delimiter = ',', default_value = "none,backbone,all")]
     scenarios: Vec<String>,
+    #[command(flatten)]
+    matrix: MatrixArgs,
     /// Measured steps of each scenario
     #[arg(long, default_value_t = 20, value_parser = positive)]
     rounds: usize,
-    /// Steps of each scenario before them that do not count
-    #[arg(long, default_value_t = 3)]
-    warmup: usize,
+    /// Steps of each scenario before them that do not count [default: until times are steady]
+    #[arg(long)]
+    warmup: Option<usize>,
+    /// Measure the baseline against itself too, N times: intervals should hold 1
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1", value_parser = positive)]
+    aa: Option<usize>,
+    /// Measure only what this machine can do: its GEMM rate, its copy rate, the time of starting an op
+    #[arg(long)]
+    ceilings: bool,
     /// Train every scenario on the data too, and show what the freeze does to accuracy
     #[arg(long)]
     train: bool,
@@ -58,80 +66,201 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if args.ceilings {
+        return show_ceilings(args);
+    }
     let specs = scenario_specs(&args.scenarios)?;
     let files = args.data.files();
     let inputs: Vec<&Path> = files.iter().chain(&args.run.config).map(PathBuf::as_path).collect();
     args.exports.check(args.model.model.as_ref(), &inputs)?;
     args.exports.check(args.init.as_ref(), &[])?;
+    let lengths = args.matrix.lengths();
+    let n_shapes: usize = lengths.iter().map(|length| args.matrix.of_length(*length).len()).sum();
+    if args.train && n_shapes > 1 {
+        return Err(Error::usage("--train takes one --batch-size and one --max-length"));
+    }
     let engine = args.run.device.prepare()?;
     let source = args.model.source()?;
-    let workload = Workload::open(&args.data, &source, args.run.seed)?;
-    if args.train && matches!(workload, Workload::Synthetic { .. }) {
-        return Err(Error::usage("--train needs data: give every task as NAME=FILE"));
-    }
-    let network = source.network(&workload.task_sizes(), args.model.pooling)?;
-    let scenarios = (specs.iter())
-        .map(|spec| Ok(Scenario { freeze: spec.text().to_owned(), mask: spec.mask(&network)? }))
-        .collect::<Result<Vec<_>>>()?;
-    let n_batches = args.rounds + args.warmup;
-    let options = |capacity| step_options(capacity, engine.compute, args.rates.clip());
-    let batches = workload.batches(&args.data, &network, n_batches, args.run.seed, options)?;
-    let initial = source.initial_values(&network, args.run.seed)?;
-    let mut trainings = match &workload {
-        Workload::Real(corpus) if args.train => {
-            Some(Trainings::new(args, engine, &source, &network, corpus, &initial)?)
+    let mut bencher: Option<Bencher> = None;
+    let (mut shapes, mut rows, mut trained) = (Vec::new(), Vec::new(), Ok(()));
+    for max_length in lengths {
+        let workload = Workload::open(&args.data, max_length, &source, args.run.seed)?;
+        if args.train && matches!(workload, Workload::Synthetic { .. }) {
+            return Err(Error::usage("--train needs data: give every task as NAME=FILE"));
         }
-        _ => None,
-    };
+        let bencher = match &bencher {
+            Some(bencher) => bencher,
+            None => bencher.insert(Bencher::new(args, engine, &source, &specs, &workload)?),
+        };
+        for batch in args.matrix.of_length(max_length) {
+            let mut trainings = match &workload {
+                Workload::Real { corpus, .. } if args.train => {
+                    let (network, initial) = (&bencher.network, &bencher.initial);
+                    Some(Trainings::new(args, &batch, engine, &source, network, corpus, initial)?)
+                }
+                _ => None,
+            };
+            rows.extend(bencher.measure(&workload, &batch, &mut shapes)?);
+            // What was measured is shown even if a training fails.
+            if let Some(trainings) = &mut trainings {
+                trained = train_rows(trainings, &bencher.scenarios, &mut rows);
+            }
+        }
+    }
+    if let Some(bencher) = bencher {
+        bencher.publish(shapes, rows)?;
+    }
+    trained
+}
 
-    let capacity = Capacity::of(&batches);
-    let bar = progress::bar(scenarios.len() as u64, "measuring memory");
-    let peaks: Vec<Option<usize>> = (scenarios.iter())
-        .map(|scenario| {
+/// `--ceilings`: what everything else is held against.
+fn show_ceilings(args: &Args) -> Result<()> {
+    let engine = args.run.device.prepare()?;
+    let (environment, ceilings) = (Environment::of(engine)?, Ceilings::of(engine)?);
+    if args.run.json {
+        return print_json(&json!({ "environment": environment, "ceilings": ceilings }));
+    }
+    print(&format!("{}\n{}\n", environment.line(), ceilings.line()))
+}
+
+/// What all shapes have in common.
+struct Bencher<'a> {
+    args: &'a Args,
+    engine: Engine,
+    network: Network,
+    initial: Vec<Vec<f32>>,
+    scenarios: Vec<Scenario>,
+    ceilings: Ceilings,
+    options: MeasureOptions,
+}
+
+impl<'a> Bencher<'a> {
+    fn new(
+        args: &'a Args,
+        engine: Engine,
+        source: &Source,
+        specs: &[FreezeSpec],
+        workload: &Workload,
+    ) -> Result<Self> {
+        let network = source.network(&workload.task_sizes(), args.model.pooling)?;
+        let scenarios = (specs.iter())
+            .map(|spec| Ok(Scenario { freeze: spec.text().to_owned(), mask: spec.mask(&network)? }))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            args,
+            engine,
+            initial: source.initial_values(&network, args.run.seed)?,
+            network,
+            scenarios,
+            ceilings: Ceilings::of(engine)?,
+            options: args.rates.measured(args.rounds, args.warmup, args.run.seed),
+        })
+    }
+
+    /// All scenarios on batches of one shape, which becomes the last of `shapes`.
+    fn measure(
+        &self,
+        workload: &Workload,
+        size: &BatchArgs,
+        shapes: &mut Vec<Shape>,
+    ) -> Result<Vec<Row>> {
+        let (engine, clip) = (self.engine, self.args.rates.clip());
+        let step = |capacity| step_options(capacity, engine.compute, clip);
+        let (n_rounds, seed) = (self.args.rounds, self.args.run.seed);
+        let batches = workload.batches(size, &self.network, n_rounds, seed, step)?;
+        let peaks = self.peaks(Capacity::of(&batches));
+        let bar = progress::bar(1, "measuring steps");
+        let mut session = engine.session(self.network.clone(), self.initial.clone())?;
+        let (ceilings, options) = (&self.ceilings, &self.options);
+        let measured = measure(
+            &mut session,
+            &self.scenarios,
+            &batches,
+            ceilings,
+            options,
+            |freeze, n_steps| {
+                bar.set_length(n_steps as u64);
+                bar.set_message(format!("measuring {freeze}"));
+                bar.inc(1);
+            },
+        )?;
+        bar.finish_and_clear();
+        let aa = self.against_itself(&mut session, &batches)?;
+        let n_tokens: usize = batches.iter().map(Batch::n_tokens).sum();
+        let shape = shapes.len();
+        shapes.push(Shape {
+            batch_size: size.batch_tokens.is_none().then_some(size.batch_size),
+            batch_tokens: size.batch_tokens,
+            max_length: workload.max_length(),
+            mean_tokens: n_tokens as f64 / batches.len() as f64,
+            batch_lengths: batches.iter().map(|batch| batch.lengths().collect()).collect(),
+            warmup_rounds: measured.n_warmup,
+            aa,
+        });
+        let rows = measured.scenarios.into_iter().zip(peaks).map(|(measurement, peak_measured)| {
+            Row { shape, measurement, peak_measured, training: None }
+        });
+        Ok(rows.collect())
+    }
+
+    /// The A/A test, if asked for.
+    fn against_itself(
+        &self,
+        session: &mut Session,
+        batches: &[Batch],
+    ) -> Result<Option<AgainstItself>> {
+        let Some(n_repeats) = self.args.aa else { return Ok(None) };
+        let bar = progress::bar(n_repeats as u64, "measuring the baseline against itself");
+        let (baseline, options) = (&self.scenarios[0], &self.options);
+        let intervals =
+            against_itself(session, baseline, batches, options, n_repeats, || bar.inc(1))?;
+        bar.finish_and_clear();
+        AgainstItself::new(intervals).map(Some)
+    }
+
+    /// Peak memory of each scenario, each in a process of its own.
+    fn peaks(&self, capacity: Capacity) -> Vec<Option<usize>> {
+        let bar = progress::bar(self.scenarios.len() as u64, "measuring memory");
+        let (model, clip) = (&self.args.model, self.args.rates.clip());
+        let peak = |scenario: &Scenario| {
             bar.inc(1);
-            let clip = args.rates.clip();
-            match engine.device {
+            match self.engine.device {
                 Device::Cpu => {
-                    memory_probe::measure(&args.model, &network, &scenario.freeze, capacity, clip)
+                    memory_probe::measure(model, &self.network, &scenario.freeze, capacity, clip)
                 }
                 // A process's own memory says nothing of a device's.
                 Device::Cuda { .. } | Device::Emulated { .. } => None,
             }
-        })
-        .collect();
-    bar.finish_and_clear();
-    let ceilings = Ceilings::of(engine)?;
-    let options = args.rates.measured(args.rounds, args.warmup, args.run.seed);
-    let n_steps = (args.rounds + args.warmup) * scenarios.len();
-    let bar = progress::bar(n_steps as u64, "measuring steps");
-    let mut session = engine.session(network.clone(), initial.clone())?;
-    let measured = measure(&mut session, &scenarios, &batches, &ceilings, &options, |freeze| {
-        bar.set_message(format!("measuring {freeze}"));
-        bar.inc(1);
-    })?;
-    bar.finish_and_clear();
-    drop(session);
+        };
+        let peaks = self.scenarios.iter().map(peak).collect();
+        bar.finish_and_clear();
+        peaks
+    }
 
-    let mut rows: Vec<Row> = measured
-        .into_iter()
-        .zip(peaks)
-        .map(|(measurement, peak_measured)| Row { measurement, peak_measured, training: None })
-        .collect();
-    // What was measured is shown even if a training fails.
-    let trained = match &mut trainings {
-        Some(trainings) => train_rows(trainings, &scenarios, &mut rows),
-        None => Ok(()),
-    };
-    let report = Report {
-        environment: Environment::of(engine)?,
-        network: &network,
-        batches: &batches,
-        ceilings: &ceilings,
-        options: &options,
-        rows: &rows,
-    };
-    report.publish(args)?;
-    trained
+    /// Prints, then writes the files: what was measured is shown even if a disk is full.
+    fn publish(self, shapes: Vec<Shape>, rows: Vec<Row>) -> Result<()> {
+        let own = json!({
+            "pooling": self.network.pooling,
+            "aa": self.args.aa,
+            "training": self.args.train.then(|| self.args.training.settings()),
+        });
+        let args = self.args;
+        let bench = Bench {
+            environment: Environment::of(self.engine)?,
+            settings: json!(Settings::new(&args.model, &args.data, &self.options, own)),
+            ceilings: self.ceilings,
+            n_values: self.network.n_values(),
+            shapes,
+            rows,
+        };
+        let document = json_report::document(&bench);
+        if args.run.json {
+            print_json(&document)?;
+        } else {
+            print(&table::text(&bench))?;
+        }
+        args.exports.write(&bench, &document)
+    }
 }
 
 fn train_rows(trainings: &mut Trainings, scenarios: &[Scenario], rows: &mut [Row]) -> Result<()> {
@@ -151,75 +280,4 @@ fn scenario_specs(texts: &[String]) -> Result<Vec<FreezeSpec>> {
         }
     }
     Ok(specs)
-}
-
-/// What was measured, and on what.
-struct Report<'a> {
-    environment: Environment,
-    network: &'a Network,
-    batches: &'a [Batch],
-    ceilings: &'a Ceilings,
-    options: &'a MeasureOptions,
-    rows: &'a [Row],
-}
-
-impl Report<'_> {
-    /// Prints, then writes the files: what was measured is shown even if a disk is full.
-    fn publish(&self, args: &Args) -> Result<()> {
-        let document = self.document(args);
-        if args.run.json {
-            print_json(&document)?;
-        } else {
-            print(&self.text())?;
-        }
-        args.exports.write(&self.environment, &document, self.rows)
-    }
-
-    fn mean_tokens(&self) -> f64 {
-        let n_tokens: usize = self.batches.iter().map(Batch::n_tokens).sum();
-        n_tokens as f64 / self.batches.len() as f64
-    }
-
-    fn document(&self, args: &Args) -> serde_json::Value {
-        let lengths = self.batches.iter().map(|batch| batch.lengths().collect());
-        let own = json!({
-            "pooling": self.network.pooling,
-            "batch_size": args.data.batch_size,
-            "batch_tokens": args.data.batch_tokens,
-            "max_length": args.data.max_length,
-            "mean_tokens": self.mean_tokens(),
-            "batch_lengths": lengths.collect::<Vec<Vec<usize>>>(),
-            "training": args.train.then(|| args.training.settings()),
-        });
-        let settings = json!(Settings::new(&args.model, &args.data, self.options, own));
-        json_report::document(&self.environment, settings, self.ceilings, self.rows)
-    }
-
-    fn text(&self) -> String {
-        let mut text = format!(
-            "{}\n{} parameters, batches of {:.0} tokens in {} sequences, {} rounds; ceilings {:.0} \
-             GFLOP/s, {:.1} GB/s\n\n{}\n{}",
-            self.environment.line(),
-            self.network.n_values(),
-            self.mean_tokens(),
-            self.batches[0].n_sequences(),
-            self.options.n_rounds,
-            self.ceilings.gemm_flops_per_second / 1e9,
-            self.ceilings.copy_bytes_per_second / 1e9,
-            table::time(self.rows).text(),
-            table::memory(self.rows).text()
-        );
-        if let Some(quality) = table::quality(self.rows) {
-            text += &format!("\n{}", quality.text());
-        }
-        for row in self.rows.iter().filter(|row| !row.measurement.outliers.is_empty()) {
-            let times = &row.measurement.times_ms;
-            let far: Vec<String> = (row.measurement.outliers.iter())
-                .map(|&round| format!("{:.1} ms in round {}", times[round], round + 1))
-                .collect();
-            let freeze = &row.measurement.freeze;
-            text += &format!("\noutliers of {freeze}, counted all the same: {}", far.join(", "));
-        }
-        text.trim_end().to_owned() + "\n"
-    }
 }

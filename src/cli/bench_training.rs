@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::bench::Args;
-use super::data_args::DataArgs;
+use super::data_args::{BatchArgs, DataArgs};
 use super::train::Bar;
 use crate::data::Corpus;
 use crate::freeze::{FreezeMask, FreezeSpec};
@@ -35,6 +35,7 @@ impl<'a> Trainings<'a> {
     /// A folder whose labels or pooling are not those of this run.
     pub fn new(
         args: &'a Args,
+        batch: &BatchArgs,
         engine: Engine,
         source: &'a Source,
         network: &'a Network,
@@ -42,7 +43,7 @@ impl<'a> Trainings<'a> {
         initial: &'a [Vec<f32>],
     ) -> Result<Self> {
         DataArgs::warn_of_missing_evaluation(corpus);
-        let options = args.training.options(&args.data, &args.rates, args.run.seed);
+        let options = args.training.options(batch, &args.rates, args.run.seed);
         let heads = args.init.as_deref().map(|dir| heads_of(dir, network, corpus, initial));
         Ok(Self {
             engine,

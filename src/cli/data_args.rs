@@ -6,7 +6,7 @@ use crate::data::{BatchLimit, Corpus, Dataset, TaskSource, TokenRules, model_max
 use crate::model::{Config, ModelFolder, Source};
 use crate::{Error, Result};
 
-/// Where the labelled texts are, and how they are cut into batches.
+/// Where the labelled texts are.
 #[derive(clap::Args, Debug)]
 pub struct DataArgs {
     /// A task and its file: CSV, TSV or JSON lines (repeatable); columns default to `text`, and to
@@ -19,6 +19,11 @@ pub struct DataArgs {
     /// Share of rows held out for evaluation where no file or column says which
     #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
     pub holdout: f64,
+}
+
+/// How texts are cut into batches.
+#[derive(clap::Args, Clone, Debug)]
+pub struct BatchArgs {
     /// Sequences of a batch
     #[arg(
         long,
@@ -33,6 +38,75 @@ pub struct DataArgs {
     /// Cut texts to this many tokens [default: the model's longest, at most 512]
     #[arg(long, alias = "max_length", value_name = "N", value_parser = super::args::positive)]
     pub max_length: Option<usize>,
+}
+
+impl BatchArgs {
+    /// How batches are cut.
+    pub fn limit(&self) -> BatchLimit {
+        match self.batch_tokens {
+            Some(n) => BatchLimit::Tokens(n),
+            None => BatchLimit::Sequences(self.batch_size),
+        }
+    }
+}
+
+/// Several sizes of batches, of which every pair is measured.
+#[derive(clap::Args, Debug)]
+pub struct MatrixArgs {
+    /// Sequences of a batch; several sizes are separated by commas
+    #[arg(
+        long,
+        aliases = ["batch_size", "per_device_train_batch_size"],
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "32",
+        value_parser = super::args::positive
+    )]
+    batch_size: Vec<usize>,
+    /// Fill batches up to this many tokens instead
+    #[arg(
+        long,
+        alias = "batch_tokens",
+        value_name = "N",
+        conflicts_with = "batch_size",
+        value_parser = super::args::positive
+    )]
+    batch_tokens: Option<usize>,
+    /// Cut texts to this many tokens
+    #[arg(
+        long,
+        alias = "max_length",
+        value_name = "N,...",
+        value_delimiter = ',',
+        value_parser = super::args::positive
+    )]
+    max_length: Vec<usize>,
+}
+
+impl MatrixArgs {
+    /// The lengths to cut to; None where none was given.
+    pub fn lengths(&self) -> Vec<Option<usize>> {
+        match self.max_length.as_slice() {
+            [] => vec![None],
+            lengths => distinct(lengths).map(Some).collect(),
+        }
+    }
+
+    /// The batches of one length.
+    pub fn of_length(&self, max_length: Option<usize>) -> Vec<BatchArgs> {
+        let batch =
+            |batch_size| BatchArgs { batch_size, batch_tokens: self.batch_tokens, max_length };
+        match self.batch_tokens {
+            Some(_) => vec![batch(1)],
+            None => distinct(&self.batch_size).map(batch).collect(),
+        }
+    }
+}
+
+/// Each value once, in the order of the first.
+fn distinct(values: &[usize]) -> impl Iterator<Item = usize> + '_ {
+    let is_first = |at: &usize| !values[..*at].contains(&values[*at]);
+    (0..values.len()).filter(is_first).map(|at| values[at])
 }
 
 impl DataArgs {
@@ -55,19 +129,11 @@ impl DataArgs {
         }
     }
 
-    /// How batches are cut.
-    pub fn limit(&self) -> BatchLimit {
-        match self.batch_tokens {
-            Some(n) => BatchLimit::Tokens(n),
-            None => BatchLimit::Sequences(self.batch_size),
-        }
-    }
-
     /// Reads and tokenises the data for a model, telling people on stderr what was read.
     ///
     /// # Errors
     /// What is wrong with a file, a column, a label, or the tokenizer.
-    pub fn corpus(&self, source: &Source, seed: u64) -> Result<Corpus> {
+    pub fn corpus(&self, source: &Source, max_length: Option<usize>, seed: u64) -> Result<Corpus> {
         let Source::Folder(folder) = source else {
             return Err(Error::usage(
                 "--arch has no tokenizer for a file: use --task NAME=N for synthetic tokens, or \
@@ -101,7 +167,7 @@ impl DataArgs {
         }
         let rules = TokenRules {
             vocab_size: folder.config.vocab_size,
-            max_length: self.longest(folder)?,
+            max_length: longest_text(folder, max_length)?,
             type_vocab_size: folder.config.type_vocab_size,
             positions: folder.config.position_scheme(),
         };
@@ -115,11 +181,15 @@ impl DataArgs {
         }
         Ok(corpus)
     }
+}
 
-    fn longest(&self, folder: &ModelFolder) -> Result<usize> {
-        let own = model_max_length(&folder.dir)?.unwrap_or(usize::MAX);
-        longest(self.max_length, &folder.config, own.min(512))
-    }
+/// The longest sequence of texts: what was asked for, else what the model's tokenizer cuts to, at most 512.
+///
+/// # Errors
+/// As [`longest`].
+pub fn longest_text(folder: &ModelFolder, max_length: Option<usize>) -> Result<usize> {
+    let own = model_max_length(&folder.dir)?.unwrap_or(usize::MAX);
+    longest(max_length, &folder.config, own.min(512))
 }
 
 /// The longest sequence: what was asked for if the model can read it, else `default`.

@@ -6,8 +6,7 @@ use serde_json::Value;
 
 use super::args::check_output_file;
 use crate::files::write_atomically;
-use crate::report::environment::Environment;
-use crate::report::{Row, export};
+use crate::report::{Bench, export};
 use crate::{Error, Result};
 
 /// Where to write what was measured.
@@ -53,15 +52,15 @@ impl ExportArgs {
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn write(&self, environment: &Environment, document: &Value, rows: &[Row]) -> Result<()> {
+    pub fn write(&self, bench: &Bench, document: &Value) -> Result<()> {
         if let Some(file) = &self.export_json {
             write_atomically(file, format!("{document:#}\n").as_bytes())?;
         }
         if let Some(file) = &self.export_csv {
-            write_atomically(file, &export::csv(rows)?)?;
+            write_atomically(file, &export::csv(bench)?)?;
         }
         if let Some(file) = &self.export_markdown {
-            write_atomically(file, export::markdown(environment, rows).as_bytes())?;
+            write_atomically(file, export::markdown(bench).as_bytes())?;
         }
         Ok(())
     }

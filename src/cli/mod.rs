@@ -124,7 +124,11 @@ fn command() -> clap::Command {
             })
         });
     }
-    command
+    command.mut_subcommand("bench", |command| {
+        command
+            .mut_arg("tasks", |arg| arg.required(false).required_unless_present("ceilings"))
+            .mut_arg("model", |arg| arg.required_unless_present("ceilings"))
+    })
 }
 
 /// The command line without its hidden subcommands, which completion scripts would offer.

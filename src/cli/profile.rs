@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::args::{ModelArgs, RunArgs, check_output_file, positive};
-use super::data_args::DataArgs;
+use super::data_args::{BatchArgs, DataArgs};
 use super::step::Rates;
 use super::workload::{Settings, Workload};
 use super::{print, print_json, progress};
@@ -31,6 +31,8 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    batch: BatchArgs,
     /// Freeze spec, see frostline plan --help
     #[arg(long, value_name = "SPEC", default_value = "none")]
     freeze: String,
@@ -67,13 +69,13 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("--trace: the emulator's times say nothing of a GPU"));
     }
     let source = args.model.source()?;
-    let workload = Workload::open(&args.data, &source, args.run.seed)?;
+    let workload = Workload::open(&args.data, args.batch.max_length, &source, args.run.seed)?;
     let network = source.network(&workload.task_sizes(), args.model.pooling)?;
     let scenarios = (specs.iter())
         .map(|spec| Ok(Scenario { freeze: spec.text().to_owned(), mask: spec.mask(&network)? }))
         .collect::<Result<Vec<_>>>()?;
     let step = |capacity| step_options(capacity, engine.compute, args.rates.clip());
-    let batches = workload.batches(&args.data, &network, 1, args.run.seed, step)?;
+    let batches = workload.batches(&args.batch, &network, 1, args.run.seed, step)?;
     let batch = &batches[0];
     let values = source.initial_values(&network, args.run.seed)?;
     let ceilings = Ceilings::of(engine)?;
@@ -82,7 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
         Device::Emulated { .. } => (args.rounds.unwrap_or(1), args.warmup.unwrap_or(0)),
         Device::Cpu | Device::Cuda { .. } => (args.rounds.unwrap_or(10), args.warmup.unwrap_or(2)),
     };
-    let options = args.rates.measured(n_rounds, n_warmup, args.run.seed);
+    let options = args.rates.measured(n_rounds, Some(n_warmup), args.run.seed);
     let mut session = engine.session(network, values)?;
     let n_steps = ((n_rounds + n_warmup) * scenarios.len()) as u64;
     let bar = progress::bar(n_steps, "profiling");
@@ -153,11 +155,10 @@ fn text(run: &Run, profiles: &[Profile]) -> Result<String> {
         "counts of one step, occupancy on an H100\n".to_owned()
     } else {
         format!(
-            "medians of {} steps, each op timed by itself; ceilings {:.0} GFLOP/s, {:.1} GB/s (updates in \
-             place, and operands still in a cache, beat the second)\n",
+            "medians of {} steps, each op timed by itself; {} (updates in place, and operands still in a cache, \
+             beat the GB/s)\n",
             run.options.n_rounds,
-            run.ceilings.gemm_flops_per_second / 1e9,
-            run.ceilings.copy_bytes_per_second / 1e9
+            run.ceilings.line()
         )
     };
     for profile in profiles {

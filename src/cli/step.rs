@@ -64,7 +64,7 @@ impl Rates {
     }
 
     /// How `bench` and `profile` measure with these rates.
-    pub fn measured(&self, n_rounds: usize, n_warmup: usize, seed: u64) -> MeasureOptions {
+    pub fn measured(&self, n_rounds: usize, n_warmup: Option<usize>, seed: u64) -> MeasureOptions {
         MeasureOptions {
             n_rounds,
             n_warmup,

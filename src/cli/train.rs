@@ -9,7 +9,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::args::{ModelArgs, RunArgs, check_parent, positive_count};
-use super::data_args::DataArgs;
+use super::data_args::{BatchArgs, DataArgs};
 use super::step::Rates;
 use super::{print, print_json, progress};
 use crate::freeze::FreezeSpec;
@@ -31,6 +31,8 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    batch: BatchArgs,
     /// Freeze spec, see frostline plan --help
     #[arg(long, value_name = "SPEC", default_value = "none")]
     freeze: String,
@@ -90,9 +92,9 @@ impl TrainingArgs {
     }
 
     /// The options of a run.
-    pub fn options(&self, data: &DataArgs, rates: &Rates, seed: u64) -> TrainOptions {
+    pub fn options(&self, batch: &BatchArgs, rates: &Rates, seed: u64) -> TrainOptions {
         TrainOptions {
-            limit: data.limit(),
+            limit: batch.limit(),
             n_epochs: self.num_train_epochs,
             max_steps: self.max_steps,
             learning_rate: rates.learning_rate,
@@ -119,7 +121,7 @@ pub fn run(args: &Args) -> Result<()> {
     // Only to know early that it can be written: what is interrupted leaves nothing.
     drop(folder_beside(&args.output)?);
     let source = args.model.source()?;
-    let corpus = args.data.corpus(&source, args.run.seed)?;
+    let corpus = args.data.corpus(&source, args.batch.max_length, args.run.seed)?;
     DataArgs::warn_of_missing_evaluation(&corpus);
     let network = source.network(&corpus.task_sizes(), args.model.pooling)?;
     for (task, _) in source.known_labels() {
@@ -131,7 +133,7 @@ pub fn run(args: &Args) -> Result<()> {
     let initial = source.initial_values(&network, args.run.seed)?;
     let n_values = network.n_values();
     let mut session = engine.session(network, initial.clone())?;
-    let options = args.training.options(&args.data, &args.rates, args.run.seed);
+    let options = args.training.options(&args.batch, &args.rates, args.run.seed);
     let mut observer = Bar::new();
     let outcome = train(&mut session, &corpus, &mask, &options, &mut observer)?;
     observer.finish();

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 
 use super::args::{ModelArgs, full_capacity, parse_task_size, task_sizes};
-use super::data_args::{DataArgs, longest};
+use super::data_args::{BatchArgs, DataArgs, longest, longest_text};
 use crate::Result;
 use crate::backend::host::{available_bytes, refuse_if_short};
 use crate::batch::Batch;
@@ -17,7 +17,11 @@ use crate::plan::{Capacity, Layout, StepOptions, compile};
 
 /// Texts, or the sizes of what stands for them.
 pub enum Workload {
-    Real(Box<Corpus>),
+    Real {
+        corpus: Box<Corpus>,
+        /// Tokens that a row has at most.
+        length: usize,
+    },
     Synthetic {
         /// Tasks and their numbers of labels.
         sizes: Vec<(String, usize)>,
@@ -61,23 +65,40 @@ impl Workload {
     ///
     /// # Errors
     /// As [`DataArgs::corpus`]; tasks of both kinds.
-    pub fn open(data: &DataArgs, source: &Source, seed: u64) -> Result<Self> {
+    pub fn open(
+        data: &DataArgs,
+        max_length: Option<usize>,
+        source: &Source,
+        seed: u64,
+    ) -> Result<Self> {
         let mut n_sized = 0;
         for text in &data.tasks {
             n_sized += usize::from(parse_task_size(text)?.is_some());
         }
         if n_sized == 0 {
-            return Ok(Workload::Real(Box::new(data.corpus(source, seed)?)));
+            let corpus = Box::new(data.corpus(source, max_length, seed)?);
+            let length = match source {
+                Source::Folder(folder) => longest_text(folder, max_length)?,
+                Source::Published(config) => longest(max_length, config, 512)?,
+            };
+            return Ok(Workload::Real { corpus, length });
         }
-        let length = longest(data.max_length, source.config(), 128)?;
+        let length = longest(max_length, source.config(), 128)?;
         Ok(Workload::Synthetic { sizes: task_sizes(&data.tasks)?, length })
     }
 
     /// The tasks and their numbers of labels.
     pub fn task_sizes(&self) -> Vec<(String, usize)> {
         match self {
-            Workload::Real(corpus) => corpus.task_sizes(),
+            Workload::Real { corpus, .. } => corpus.task_sizes(),
             Workload::Synthetic { sizes, .. } => sizes.clone(),
+        }
+    }
+
+    /// Tokens that a row has at most.
+    pub fn max_length(&self) -> usize {
+        match self {
+            Workload::Real { length, .. } | Workload::Synthetic { length, .. } => *length,
         }
     }
 
@@ -88,27 +109,27 @@ impl Workload {
     /// A batch that is too large.
     pub fn batches(
         &self,
-        data: &DataArgs,
+        size: &BatchArgs,
         network: &Network,
         n_batches: usize,
         seed: u64,
         options: impl FnOnce(Capacity) -> StepOptions,
     ) -> Result<Vec<Batch>> {
         match self {
-            Workload::Real(corpus) => {
-                let epoch = corpus.epoch(data.limit(), seed, 0)?;
+            Workload::Real { corpus, .. } => {
+                let epoch = corpus.epoch(size.limit(), seed, 0)?;
                 // The last batch of an epoch may be a remainder, which would measure something else.
                 let n_full = epoch.len().saturating_sub(1).max(1);
                 let chosen = epoch.iter().take(n_full.min(n_batches));
                 Ok(chosen.map(|indices| corpus.pack(&corpus.train, indices)).collect())
             }
             Workload::Synthetic { sizes, length } => {
-                let n_sequences = match data.batch_tokens {
+                let n_sequences = match size.batch_tokens {
                     Some(tokens) if tokens < *length => {
                         return Err(batch_too_small(tokens, *length));
                     }
                     Some(tokens) => tokens / length,
-                    None => data.batch_size,
+                    None => size.batch_size,
                 };
                 let capacity = full_capacity(n_sequences, *length)?;
                 // Before the batch itself takes memory.

@@ -11,8 +11,8 @@ use crate::batch::Batch;
 use crate::freeze::FreezeMask;
 use crate::model::{Config, Network, Pooling};
 use crate::philox::normal;
-use crate::plan::{Capacity, Counts, Op, Phase, Plan, StepOptions};
-use crate::session::{Device, Engine};
+use crate::plan::{Capacity, Cost, Counts, Op, Phase, Plan, StepOptions};
+use crate::session::{Device, Engine, Session, Step};
 
 /// The rates of a product and of a copy, which bound what most ops of a step can do.
 ///
@@ -25,6 +25,8 @@ pub struct Ceilings {
     pub gemm_flops_per_second: f64,
     /// Bytes read and bytes written, together, of a pass from one array to another that fit no cache.
     pub copy_bytes_per_second: f64,
+    /// What an op takes that has next to nothing to do: starting it, and waiting for the step's end.
+    pub op_seconds: f64,
 }
 
 /// Rounds of one product and one copy each, at least, and how long they go on for.
@@ -32,102 +34,150 @@ const MIN_ROUNDS: usize = 5;
 const MEASURE_FOR: Duration = Duration::from_millis(600);
 
 impl Ceilings {
-    /// Measures this machine's processor, with the threads that ops use: about a second, and 512 MiB
-    /// that are given back.
-    ///
-    /// It takes the best of several rounds, after one that does not count: what else the machine does
-    /// only ever slows a round, and would slow the two by different factors.
-    pub fn of_cpu() -> Self {
-        let (mut product, mut pass) = (Product::new(), Pass::new());
-        product.run();
-        pass.run();
-        let (mut product_time, mut pass_time) = (Duration::MAX, Duration::MAX);
-        let start = Instant::now();
-        for round in 0.. {
-            if round >= MIN_ROUNDS && start.elapsed() >= MEASURE_FOR {
-                break;
-            }
-            product_time = product_time.min(time(|| product.run()));
-            pass_time = pass_time.min(time(|| pass.run()));
-        }
-        Ceilings {
-            gemm_flops_per_second: Product::FLOPS as f64 / product_time.as_secs_f64(),
-            copy_bytes_per_second: Pass::BYTES as f64 / pass_time.as_secs_f64(),
-        }
-    }
-
     /// The ceilings of what `engine` computes on.
     ///
     /// # Errors
     /// When the device is not there, or fails.
     pub fn of(engine: Engine) -> Result<Self> {
-        match engine.device {
-            Device::Cpu => Ok(Self::of_cpu()),
-            Device::Cuda { .. } => Self::of_kernels(engine, DEVICE_PROBE),
+        let op_seconds = seconds_of_an_op(engine)?;
+        let (gemm_flops_per_second, copy_bytes_per_second) = match engine.device {
+            Device::Cpu => rates_of_cpu(),
+            Device::Cuda { .. } => rates_of_kernels(engine, DEVICE_PROBE)?,
             // The emulator's times mean nothing; they only have to be there.
-            Device::Emulated { .. } => Self::of_kernels(engine, EMULATOR_PROBE),
-        }
+            Device::Emulated { .. } => rates_of_kernels(engine, EMULATOR_PROBE)?,
+        };
+        Ok(Self { gemm_flops_per_second, copy_bytes_per_second, op_seconds })
     }
 
-    /// The best rates that a wide layer's forward pass reaches: of any product, and of any op that
-    /// mostly moves data.
-    fn of_kernels(engine: Engine, probe: Probe) -> Result<Self> {
-        let config = Config {
-            hidden_size: probe.width,
-            n_heads: probe.width / 64,
-            n_layers: 1,
-            intermediate_size: 4 * probe.width,
-            vocab_size: 1024,
-            ..Config::published("bert-base")?
-        };
-        let network = Network::new(&config, None, &[("task".to_owned(), 2)], Pooling::Mean)?;
-        let lengths = vec![128; probe.tokens / 128];
-        let batch = batch_of(&network, &lengths);
-        let mask = FreezeMask::all(network.params.len());
-        let counts = Counts::of(&batch);
-        let options = StepOptions {
-            capacity: Capacity::of([&batch]),
-            compute: engine.compute,
-            dropout: false,
-            max_grad_norm: None,
-        };
-        let values = network
-            .param_ids()
-            .map(|id| normal(1, id.0 as u32, network.param(id).n_elements(), 0.02))
-            .collect();
-        let mut session = engine.session(network, values)?;
-        let step = session.compile(&mask, &options)?;
-        let state = StepState {
-            step: 1,
-            learning_rate: 0.0,
-            head_learning_rate: 0.0,
-            weight_decay: 0.0,
-            seed: 1,
-        };
-        let mut best = Ceilings { gemm_flops_per_second: 0.0, copy_bytes_per_second: 0.0 };
-        for round in 0..=probe.n_rounds {
-            let times = session.run(&step, &batch, &state, Timing::Ops)?.times;
-            // The first round loads the kernels.
-            for (op, time) in step.plan().ops.iter().zip(&times.ops).filter(|_| round > 0) {
-                let (cost, seconds) = (step.plan().cost(op, &counts), time.as_secs_f64());
-                let rate = match op {
-                    Op::GemmFwd { .. } => &mut best.gemm_flops_per_second,
-                    Op::LayernormFwd { .. } => &mut best.copy_bytes_per_second,
-                    _ => continue,
-                };
-                let work = if matches!(op, Op::GemmFwd { .. }) { cost.flops } else { cost.bytes };
-                *rate = rate.max(work as f64 / seconds);
-            }
-        }
-        Ok(best)
+    /// One line for people.
+    pub fn line(&self) -> String {
+        format!(
+            "ceilings {:.0} GFLOP/s, {:.1} GB/s, {:.1} us an op",
+            self.gemm_flops_per_second / 1e9,
+            self.copy_bytes_per_second / 1e9,
+            self.op_seconds * 1e6
+        )
     }
 
     /// Seconds of work by these rates: arithmetic and traffic overlap, so the longer of the two.
-    fn seconds(&self, flops: u64, bytes: u64) -> f64 {
-        let arithmetic = flops as f64 / self.gemm_flops_per_second;
-        let traffic = bytes as f64 / self.copy_bytes_per_second;
-        arithmetic.max(traffic)
+    fn seconds(&self, cost: Cost) -> f64 {
+        self.arithmetic_seconds(cost).max(self.traffic_seconds(cost))
     }
+
+    /// Seconds of the arithmetic alone.
+    pub fn arithmetic_seconds(&self, cost: Cost) -> f64 {
+        cost.flops as f64 / self.gemm_flops_per_second
+    }
+
+    /// Seconds of the traffic alone.
+    pub fn traffic_seconds(&self, cost: Cost) -> f64 {
+        cost.bytes as f64 / self.copy_bytes_per_second
+    }
+}
+
+/// GEMM and copy rate of this machine's processor, with the threads that ops use: about a second, and 512 MiB
+/// that are given back.
+///
+/// It takes the best of several rounds, after one that does not count: what else the machine does only ever
+/// slows a round, and would slow the two by different factors.
+fn rates_of_cpu() -> (f64, f64) {
+    let (mut product, mut pass) = (Product::new(), Pass::new());
+    product.run();
+    pass.run();
+    let (mut product_time, mut pass_time) = (Duration::MAX, Duration::MAX);
+    let start = Instant::now();
+    for round in 0.. {
+        if round >= MIN_ROUNDS && start.elapsed() >= MEASURE_FOR {
+            break;
+        }
+        product_time = product_time.min(time(|| product.run()));
+        pass_time = pass_time.min(time(|| pass.run()));
+    }
+    (
+        Product::FLOPS as f64 / product_time.as_secs_f64(),
+        Pass::BYTES as f64 / pass_time.as_secs_f64(),
+    )
+}
+
+/// The step of a network of this shape, everything frozen or nothing, and a batch of sequences of `lengths`.
+fn probe_step(
+    engine: Engine,
+    config: &Config,
+    lengths: &[usize],
+    freezes: bool,
+) -> Result<(Session, Step, Batch)> {
+    let network = Network::new(config, None, &[("task".to_owned(), 2)], Pooling::Mean)?;
+    let batch = batch_of(&network, lengths);
+    let n_params = network.params.len();
+    let mask = if freezes { FreezeMask::all(n_params) } else { FreezeMask::none(n_params) };
+    let options = StepOptions {
+        capacity: Capacity::of([&batch]),
+        compute: engine.compute,
+        dropout: false,
+        max_grad_norm: None,
+    };
+    let values = network
+        .param_ids()
+        .map(|id| normal(1, id.0 as u32, network.param(id).n_elements(), 0.02))
+        .collect();
+    let mut session = engine.session(network, values)?;
+    let step = session.compile(&mask, &options)?;
+    Ok((session, step, batch))
+}
+
+/// A step that leaves everything as it is.
+const IDLE: StepState =
+    StepState { step: 1, learning_rate: 0.0, head_learning_rate: 0.0, weight_decay: 0.0, seed: 1 };
+
+/// The fastest training step of one token through layers of 8 values, by its number of ops.
+fn seconds_of_an_op(engine: Engine) -> Result<f64> {
+    const ROUNDS: usize = 20;
+    let config = Config {
+        hidden_size: 8,
+        n_heads: 1,
+        n_layers: 4,
+        intermediate_size: 8,
+        vocab_size: 8,
+        ..Config::published("bert-base")?
+    };
+    let n_rounds = if engine.device.is_emulated() { 1 } else { ROUNDS };
+    let (mut session, step, batch) = probe_step(engine, &config, &[1], false)?;
+    let mut least = Duration::MAX;
+    for _ in 0..n_rounds + 2 {
+        let start = Instant::now();
+        session.run(&step, &batch, &IDLE, Timing::Off)?;
+        least = least.min(start.elapsed());
+    }
+    Ok(least.as_secs_f64() / step.plan().ops.len() as f64)
+}
+
+/// The best rates that a wide layer's forward pass reaches: of any product, and of any op that mostly moves data.
+fn rates_of_kernels(engine: Engine, probe: Probe) -> Result<(f64, f64)> {
+    let config = Config {
+        hidden_size: probe.width,
+        n_heads: probe.width / 64,
+        n_layers: 1,
+        intermediate_size: 4 * probe.width,
+        vocab_size: 1024,
+        ..Config::published("bert-base")?
+    };
+    let lengths = vec![128; probe.tokens / 128];
+    let (mut session, step, batch) = probe_step(engine, &config, &lengths, true)?;
+    let counts = Counts::of(&batch);
+    let (mut gemm, mut copy) = (0.0_f64, 0.0_f64);
+    for round in 0..=probe.n_rounds {
+        let times = session.run(&step, &batch, &IDLE, Timing::Ops)?.times;
+        // The first round loads the kernels.
+        for (op, time) in step.plan().ops.iter().zip(&times.ops).filter(|_| round > 0) {
+            let (cost, seconds) = (step.plan().cost(op, &counts), time.as_secs_f64());
+            match op {
+                Op::GemmFwd { .. } => gemm = gemm.max(cost.flops as f64 / seconds),
+                Op::LayernormFwd { .. } => copy = copy.max(cost.bytes as f64 / seconds),
+                _ => {}
+            }
+        }
+    }
+    Ok((gemm, copy))
 }
 
 /// The layer whose kernels tell a device's ceilings.
@@ -218,8 +268,7 @@ impl Pass {
 /// The time of one op on a batch of these counts: the larger of FLOPs by the product's rate and bytes
 /// by the copy's.
 pub fn predicted_op_seconds(plan: &Plan, op: &Op, counts: &Counts, ceilings: &Ceilings) -> f64 {
-    let cost = plan.cost(op, counts);
-    ceilings.seconds(cost.flops, cost.bytes)
+    ceilings.seconds(plan.cost(op, counts))
 }
 
 /// The time of a phase: the sum over its ops.
@@ -292,7 +341,11 @@ mod tests {
     fn the_longer_of_arithmetic_and_traffic_counts_op_by_op() {
         let plan = small_plan();
         let counts = Counts { tokens: 10, sequences: 2, sum_squares: 50, task_rows: Vec::new() };
-        let ceilings = Ceilings { gemm_flops_per_second: 1000.0, copy_bytes_per_second: 2000.0 };
+        let ceilings = Ceilings {
+            gemm_flops_per_second: 1000.0,
+            copy_bytes_per_second: 2000.0,
+            op_seconds: 0.5,
+        };
         let phase = |phase| predicted_phase_seconds(&plan, phase, &counts, &ceilings);
         let close = |found: f64, expected: f64| {
             // A few roundings of numbers of order 1.
@@ -317,10 +370,11 @@ mod tests {
 
     #[test]
     fn this_machine_has_ceilings() {
-        let ceilings = Ceilings::of_cpu();
+        let ceilings = Ceilings::of(Engine::CPU).unwrap();
         // Far below the slowest machine, far above the fastest; neither 0 nor infinity nor NaN.
         for rate in [ceilings.gemm_flops_per_second, ceilings.copy_bytes_per_second] {
             assert!((1e7..=1e16).contains(&rate), "{ceilings:?}");
         }
+        assert!((1e-8..=1e-3).contains(&ceilings.op_seconds), "{ceilings:?}");
     }
 }

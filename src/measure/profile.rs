@@ -71,11 +71,12 @@ pub fn profile(
         .map(|scenario| session.compile(&scenario.mask, &step))
         .collect::<Result<Vec<_>>>()?;
     let mut times: Vec<Vec<StepTimes>> = vec![Vec::new(); steps.len()];
-    for round in 0..options.n_warmup + options.n_rounds {
+    let n_warmup = options.n_warmup.unwrap_or(0);
+    for round in 0..n_warmup + options.n_rounds {
         for (at, step) in steps.iter().enumerate() {
             let state = options.state(round as u64 + 1);
             let outcome = session.run(step, batch, &state, Timing::Ops)?;
-            if round >= options.n_warmup {
+            if round >= n_warmup {
                 times[at].push(outcome.times);
             }
             progress(&scenarios[at].freeze);

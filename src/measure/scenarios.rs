@@ -1,11 +1,14 @@
 //! The step of each freeze scenario, measured beside its prediction.
 //!
 //! All scenarios run in one session, round by round, in a new random order each round and on the same
-//! batch, so that whatever the machine does hits all alike; ratios are taken round by round.
+//! batch, so that whatever the machine does hits all alike; ratios are taken round by round. A few more
+//! rounds time every op, which is not free on a GPU.
 
 use std::time::Instant;
 
-use super::ceilings::{Ceilings, predicted_seconds};
+use super::ceilings::{Ceilings, predicted_op_seconds, predicted_phase_seconds};
+use super::findings::InputGradients;
+use super::regime::Regime;
 use super::stats::{Interval, median, median_interval, outliers, ratio_interval};
 use crate::Result;
 use crate::backend::{StepState, Timing};
@@ -13,7 +16,7 @@ use crate::batch::Batch;
 use crate::data::SplitMix64;
 use crate::freeze::FreezeMask;
 use crate::plan::layout::MemoryUse;
-use crate::plan::{Capacity, Cost, Counts, Phase, StepOptions};
+use crate::plan::{Capacity, Cost, Counts, Family, Phase, StepOptions};
 use crate::session::{Session, Step};
 use crate::tensor::DType;
 
@@ -30,9 +33,9 @@ pub struct MeasureOptions {
     /// Rounds that count.
     #[serde(rename = "rounds")]
     pub n_rounds: usize,
-    /// Rounds before them that do not.
+    /// Rounds before them that do not; None for as many as it takes until times are steady.
     #[serde(rename = "warmup")]
-    pub n_warmup: usize,
+    pub n_warmup: Option<usize>,
     pub learning_rate: f32,
     pub head_learning_rate: f32,
     pub weight_decay: f32,
@@ -72,6 +75,8 @@ pub struct Measurement {
     pub n_trained: usize,
     /// Planned cost of a step by phase, the mean over the rounds' batches.
     pub cost: [Cost; 3],
+    /// Times by phase by the plan and the machine's ceilings, the mean over the rounds' batches.
+    pub predicted_ms: [f64; 3],
     /// Medians by phase.
     pub phase_ms: [f64; 3],
     pub step_ms: Interval,
@@ -82,14 +87,85 @@ pub struct Measurement {
     pub speedup: Speedup,
     /// As planned.
     pub memory: MemoryUse,
+    /// What bounds it, as planned.
+    pub regime: Regime,
+    /// Where its time goes, on one batch of middling size.
+    pub families: Vec<FamilyTime>,
+    pub input_gradients: InputGradients,
 }
+
+impl Measurement {
+    /// Planned FLOPs of a step.
+    pub fn flops(&self) -> f64 {
+        self.cost.iter().map(|cost| cost.flops as f64).sum()
+    }
+
+    /// Predicted time of a step.
+    pub fn predicted_step_ms(&self) -> f64 {
+        self.predicted_ms.iter().sum()
+    }
+}
+
+/// All ops of one family and phase.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct FamilyTime {
+    pub phase: Phase,
+    pub family: Family,
+    pub flops: u64,
+    pub bytes: u64,
+    pub predicted_ms: f64,
+    /// Median over the rounds that timed every op.
+    pub measured_ms: f64,
+}
+
+/// What measuring gave.
+pub struct Measured {
+    /// The first is the baseline.
+    pub scenarios: Vec<Measurement>,
+    /// Rounds that did not count.
+    pub n_warmup: usize,
+}
+
+/// Rounds that time every op.
+const N_OP_ROUNDS: usize = 5;
+
+/// Warm-up rounds, where nobody says how many: no more than these, and no fewer.
+const MAX_WARMUP: usize = 20;
+const MIN_WARMUP: usize = 3;
+
+/// Times are steady once a round is not faster than the fastest before it by more than this share.
+const STEADY: f64 = 0.02;
 
 /// A scenario while it is being measured.
 struct Run {
     step: Step,
     times_ms: Vec<f64>,
     phases_ms: [Vec<f64>; 3],
+    /// By op, a list a round.
+    ops_ms: Vec<Vec<f64>>,
     n_steps: u64,
+}
+
+impl Run {
+    fn new(step: Step) -> Self {
+        let (times_ms, phases_ms, ops_ms) = Default::default();
+        Self { step, times_ms, phases_ms, ops_ms, n_steps: 0 }
+    }
+
+    /// Runs one step, and says what it took.
+    fn step(
+        &mut self,
+        session: &mut Session,
+        batch: &Batch,
+        options: &MeasureOptions,
+        timing: Timing,
+    ) -> Result<(f64, crate::backend::StepTimes)> {
+        self.n_steps += 1;
+        let state = options.state(self.n_steps);
+        let begun = Instant::now();
+        let outcome = session.run(&self.step, batch, &state, timing)?;
+        Ok((begun.elapsed().as_secs_f64() * 1e3, outcome.times))
+    }
 }
 
 /// The step's options that measuring and the memory probe share: training as it really is.
@@ -98,7 +174,8 @@ pub fn step_options(capacity: Capacity, compute: DType, max_grad_norm: Option<f3
 }
 
 /// Measures `scenarios`, the first of which is the baseline; round `i` runs on batch `i` modulo their
-/// number. `progress` is told after every step.
+/// number. `progress` is told before every step what is measured and how many steps there will be, as
+/// far as is known.
 ///
 /// # Errors
 /// When the device fails or a loss is not finite.
@@ -111,62 +188,129 @@ pub fn measure(
     batches: &[Batch],
     ceilings: &Ceilings,
     options: &MeasureOptions,
-    mut progress: impl FnMut(&str),
-) -> Result<Vec<Measurement>> {
+    mut progress: impl FnMut(&str, usize),
+) -> Result<Measured> {
     assert!(!scenarios.is_empty() && !batches.is_empty() && options.n_rounds > 0);
     let step = step_options(Capacity::of(batches), session.compute(), options.max_grad_norm);
-    let mut runs = Vec::with_capacity(scenarios.len());
-    for scenario in scenarios {
-        runs.push(Run {
-            step: session.compile(&scenario.mask, &step)?,
-            times_ms: Vec::new(),
-            phases_ms: Default::default(),
-            n_steps: 0,
-        });
-    }
+    let mut runs = (scenarios.iter())
+        .map(|scenario| Ok(Run::new(session.compile(&scenario.mask, &step)?)))
+        .collect::<Result<Vec<_>>>()?;
     let mut random = SplitMix64::new(options.seed);
-    let mut order: Vec<usize> = (0..runs.len()).collect();
-    for round in 0..options.n_warmup + options.n_rounds {
-        random.shuffle(&mut order);
+    let n_rounds_left = options.n_rounds + N_OP_ROUNDS;
+    let mut n_warmup = 0;
+    let mut fastest = f64::INFINITY;
+    loop {
+        let is_over = match options.n_warmup {
+            Some(n) => n_warmup == n,
+            None => n_warmup == MAX_WARMUP,
+        };
+        if is_over {
+            break;
+        }
+        n_warmup += 1;
+        let n_expected = options.n_warmup.unwrap_or(MIN_WARMUP).max(n_warmup) + n_rounds_left;
+        let mut round_ms = 0.0;
+        for at in shuffled(runs.len(), &mut random) {
+            progress(&scenarios[at].freeze, n_expected * runs.len());
+            let largest = largest(batches);
+            round_ms += runs[at].step(session, largest, options, Timing::Phases)?.0;
+        }
+        let is_steady = n_warmup >= MIN_WARMUP && round_ms >= (1.0 - STEADY) * fastest;
+        if options.n_warmup.is_none() && is_steady {
+            break;
+        }
+        fastest = fastest.min(round_ms);
+    }
+    let n_steps = (n_warmup + n_rounds_left) * runs.len();
+    for round in 0..options.n_rounds {
         let batch = &batches[round % batches.len()];
-        for &at in &order {
-            progress(&scenarios[at].freeze);
-            one_round(session, &mut runs[at], batch, options, round >= options.n_warmup)?;
+        for at in shuffled(runs.len(), &mut random) {
+            progress(&scenarios[at].freeze, n_steps);
+            one_round(session, &mut runs[at], batch, options)?;
+        }
+    }
+    let middling = middling(batches);
+    for _ in 0..N_OP_ROUNDS {
+        for at in shuffled(runs.len(), &mut random) {
+            progress(&scenarios[at].freeze, n_steps);
+            let (_, times) = runs[at].step(session, middling, options, Timing::Ops)?;
+            runs[at].ops_ms.push(times.ops.iter().map(|time| time.as_secs_f64() * 1e3).collect());
         }
     }
     // The batches of the rounds that counted.
-    let counts: Vec<Counts> = (options.n_warmup..options.n_warmup + options.n_rounds)
-        .map(|round| Counts::of(&batches[round % batches.len()]))
-        .collect();
-    let baseline = Prediction::of(&runs[0].step, &counts, ceilings);
+    let counts: Vec<Counts> =
+        (0..options.n_rounds).map(|round| Counts::of(&batches[round % batches.len()])).collect();
     let baseline_ms = runs[0].times_ms.clone();
-    runs.into_iter()
-        .zip(scenarios)
-        .enumerate()
-        .map(|(at, (run, scenario))| {
-            let prediction = Prediction::of(&run.step, &counts, ceilings);
-            let measured = match at {
-                0 => Interval { low: 1.0, median: 1.0, high: 1.0 },
-                _ => ratio_interval(&baseline_ms, &run.times_ms, options.seed)?,
+    let mut measured: Vec<Measurement> = Vec::with_capacity(runs.len());
+    for (run, scenario) in runs.into_iter().zip(scenarios) {
+        let mut one =
+            measurement(run, scenario, &counts, &Counts::of(middling), ceilings, options)?;
+        if let Some(baseline) = measured.first() {
+            one.speedup = Speedup {
+                ideal: baseline.flops() / one.flops(),
+                predicted: baseline.predicted_step_ms() / one.predicted_step_ms(),
+                measured: ratio_interval(&baseline_ms, &one.times_ms, options.seed)?,
             };
-            let [forward, backward, optimizer] = run.phases_ms;
-            Ok(Measurement {
-                freeze: scenario.freeze.clone(),
-                n_trained: run.step.plan().n_trained_values(),
-                cost: prediction.cost,
-                phase_ms: [median(&forward)?, median(&backward)?, median(&optimizer)?],
-                step_ms: median_interval(&run.times_ms, options.seed)?,
-                outliers: outliers(&run.times_ms)?,
-                times_ms: run.times_ms,
-                speedup: Speedup {
-                    ideal: baseline.flops() / prediction.flops(),
-                    predicted: baseline.seconds / prediction.seconds,
-                    measured,
-                },
-                memory: run.step.layout().memory,
-            })
+        }
+        measured.push(one);
+    }
+    Ok(Measured { scenarios: measured, n_warmup })
+}
+
+/// The A/A test: a scenario against itself, `n_repeats` times, each with as many interleaved rounds as a
+/// measurement has. Nothing differs but chance, so a 95 % interval should miss 1 in a twentieth of the
+/// repeats, and its width is the least difference that a measurement here can show.
+///
+/// # Errors
+/// As [`measure`].
+pub fn against_itself(
+    session: &mut Session,
+    scenario: &Scenario,
+    batches: &[Batch],
+    options: &MeasureOptions,
+    n_repeats: usize,
+    mut progress: impl FnMut(),
+) -> Result<Vec<Interval>> {
+    let step = step_options(Capacity::of(batches), session.compute(), options.max_grad_norm);
+    let step = session.compile(&scenario.mask, &step)?;
+    let mut runs = [Run::new(step.clone()), Run::new(step)];
+    let mut random = SplitMix64::new(options.seed);
+    for run in &mut runs {
+        run.step(session, largest(batches), options, Timing::Phases)?;
+    }
+    (0..n_repeats as u64)
+        .map(|repeat| {
+            for run in &mut runs {
+                (run.times_ms, run.phases_ms) = Default::default();
+            }
+            for round in 0..options.n_rounds {
+                let batch = &batches[round % batches.len()];
+                for at in shuffled(2, &mut random) {
+                    one_round(session, &mut runs[at], batch, options)?;
+                }
+            }
+            progress();
+            ratio_interval(&runs[0].times_ms, &runs[1].times_ms, options.seed ^ repeat)
         })
         .collect()
+}
+
+fn shuffled(n: usize, random: &mut SplitMix64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    random.shuffle(&mut order);
+    order
+}
+
+/// The batch of most tokens: a warm-up on it touches all memory that a round will.
+fn largest(batches: &[Batch]) -> &Batch {
+    batches.iter().max_by_key(|batch| batch.n_tokens()).unwrap_or(&batches[0])
+}
+
+/// The batch whose number of tokens is the median.
+fn middling(batches: &[Batch]) -> &Batch {
+    let mut by_size: Vec<&Batch> = batches.iter().collect();
+    by_size.sort_by_key(|batch| batch.n_tokens());
+    by_size[by_size.len() / 2]
 }
 
 fn one_round(
@@ -174,44 +318,89 @@ fn one_round(
     run: &mut Run,
     batch: &Batch,
     options: &MeasureOptions,
-    counts: bool,
 ) -> Result<()> {
-    run.n_steps += 1;
-    let state = options.state(run.n_steps);
-    let begun = Instant::now();
-    let outcome = session.run(&run.step, batch, &state, Timing::Phases)?;
-    let elapsed = begun.elapsed();
-    if counts {
-        run.times_ms.push(elapsed.as_secs_f64() * 1e3);
-        for (times, phase) in run.phases_ms.iter_mut().zip(outcome.times.phases) {
-            times.push(phase.as_secs_f64() * 1e3);
-        }
+    let (elapsed_ms, outcome) = run.step(session, batch, options, Timing::Phases)?;
+    run.times_ms.push(elapsed_ms);
+    for (times, phase) in run.phases_ms.iter_mut().zip(outcome.phases) {
+        times.push(phase.as_secs_f64() * 1e3);
     }
     Ok(())
 }
 
-/// What the plan says of a step, the mean over several batches.
-struct Prediction {
-    cost: [Cost; 3],
-    seconds: f64,
+/// The measurement of a scenario, as fast as itself.
+fn measurement(
+    run: Run,
+    scenario: &Scenario,
+    counts: &[Counts],
+    op_counts: &Counts,
+    ceilings: &Ceilings,
+    options: &MeasureOptions,
+) -> Result<Measurement> {
+    let plan = run.step.plan();
+    let n = counts.len();
+    let mean_cost = |phase| {
+        let sum =
+            counts.iter().fold(Cost::default(), |sum, counts| sum + plan.phase_cost(phase, counts));
+        Cost { flops: sum.flops / n as u64, bytes: sum.bytes / n as u64 }
+    };
+    let mean_ms = |phase| {
+        let seconds: f64 = (counts.iter())
+            .map(|counts| predicted_phase_seconds(plan, phase, counts, ceilings))
+            .sum();
+        seconds * 1e3 / n as f64
+    };
+    let [forward, backward, optimizer] = &run.phases_ms;
+    Ok(Measurement {
+        freeze: scenario.freeze.clone(),
+        n_trained: plan.n_trained_values(),
+        cost: Phase::ALL.map(mean_cost),
+        predicted_ms: Phase::ALL.map(mean_ms),
+        phase_ms: [median(forward)?, median(backward)?, median(optimizer)?],
+        step_ms: median_interval(&run.times_ms, options.seed)?,
+        outliers: outliers(&run.times_ms)?,
+        speedup: Speedup {
+            ideal: 1.0,
+            predicted: 1.0,
+            measured: Interval { low: 1.0, median: 1.0, high: 1.0 },
+        },
+        memory: run.step.layout().memory,
+        regime: Regime::of(plan, counts, ceilings),
+        families: families(&run, op_counts, ceilings)?,
+        input_gradients: InputGradients::of(plan, op_counts),
+        times_ms: run.times_ms,
+    })
 }
 
-impl Prediction {
-    fn of(step: &Step, counts: &[Counts], ceilings: &Ceilings) -> Self {
-        let plan = step.plan();
-        let mean = |phase| {
-            let sum = counts
+fn families(run: &Run, counts: &Counts, ceilings: &Ceilings) -> Result<Vec<FamilyTime>> {
+    let plan = run.step.plan();
+    let mut families = Vec::new();
+    for phase in Phase::ALL {
+        for family in Family::ALL {
+            let is_of = |at: &usize| {
+                let op = &plan.ops[*at];
+                op.phase() == phase && op.family() == family
+            };
+            let ops: Vec<usize> = (0..plan.ops.len()).filter(is_of).collect();
+            if ops.is_empty() {
+                continue;
+            }
+            let cost =
+                ops.iter().fold(Cost::default(), |sum, &at| sum + plan.cost(&plan.ops[at], counts));
+            let seconds: f64 = ops
                 .iter()
-                .fold(Cost::default(), |sum, counts| sum + plan.phase_cost(phase, counts));
-            let n = counts.len() as u64;
-            Cost { flops: sum.flops / n, bytes: sum.bytes / n }
-        };
-        let seconds =
-            counts.iter().map(|counts| predicted_seconds(plan, counts, ceilings)).sum::<f64>();
-        Self { cost: Phase::ALL.map(mean), seconds: seconds / counts.len() as f64 }
+                .map(|&at| predicted_op_seconds(plan, &plan.ops[at], counts, ceilings))
+                .sum();
+            let rounds: Vec<f64> =
+                run.ops_ms.iter().map(|round| ops.iter().map(|&at| round[at]).sum()).collect();
+            families.push(FamilyTime {
+                phase,
+                family,
+                flops: cost.flops,
+                bytes: cost.bytes,
+                predicted_ms: seconds * 1e3,
+                measured_ms: median(&rounds)?,
+            });
+        }
     }
-
-    fn flops(&self) -> f64 {
-        self.cost.iter().map(|cost| cost.flops as f64).sum()
-    }
+    Ok(families)
 }

@@ -7,6 +7,7 @@
 //! A plan does no I/O and knows no device.
 
 pub mod cost;
+pub mod family;
 pub mod fuse;
 pub mod layout;
 pub mod op;
@@ -22,6 +23,7 @@ use crate::model::{Network, ParamId};
 use crate::tensor::DType;
 
 pub use cost::{Cost, Counts};
+pub use family::Family;
 pub use layout::Layout;
 pub use op::{Op, Phase};
 pub use prune::prune;

@@ -1,16 +1,20 @@
 //! What `bench` measured, for other programs: one CSV line a scenario, and a Markdown page.
 
-use super::environment::Environment;
-use super::{Row, table};
+use super::{Bench, Row, table};
 use crate::Error;
 use crate::plan::Phase;
 
 /// The columns of a scenario, in order: name and value. Counts are whole, times in ms, memory in bytes; what was
 /// not measured is empty. `tasks` are those that something trained.
-fn columns(row: &Row, tasks: &[String]) -> Vec<(String, String)> {
+fn columns(bench: &Bench, row: &Row, tasks: &[String]) -> Vec<(String, String)> {
     let (measured, speedup) = (&row.measurement, row.measurement.speedup);
+    let shape = bench.shape(row);
     let mut columns = vec![
         ("freeze".to_owned(), measured.freeze.clone()),
+        ("batch_size".to_owned(), shape.batch_size.map_or(String::new(), |n| n.to_string())),
+        ("max_length".to_owned(), shape.max_length.to_string()),
+        ("mean_tokens".to_owned(), shape.mean_tokens.to_string()),
+        ("regime".to_owned(), measured.regime.bound.name().to_owned()),
         ("trainable_parameters".to_owned(), measured.n_trained.to_string()),
     ];
     let mut push = |name: &str, value: String| columns.push((name.to_owned(), value));
@@ -19,6 +23,7 @@ fn columns(row: &Row, tasks: &[String]) -> Vec<(String, String)> {
         push(&format!("{name}_flops"), cost.flops.to_string());
         push(&format!("{name}_bytes"), cost.bytes.to_string());
         push(&format!("{name}_ms"), measured.phase_ms[phase as usize].to_string());
+        push(&format!("{name}_predicted_ms"), measured.predicted_ms[phase as usize].to_string());
     }
     for (name, value) in [
         ("step_ms", measured.step_ms.median),
@@ -56,15 +61,16 @@ fn columns(row: &Row, tasks: &[String]) -> Vec<(String, String)> {
 ///
 /// # Errors
 /// When a line cannot be written.
-pub fn csv(rows: &[Row]) -> Result<Vec<u8>, Error> {
-    let trained = rows.iter().find_map(|row| row.training.as_ref());
+pub fn csv(bench: &Bench) -> Result<Vec<u8>, Error> {
+    let trained = bench.rows.iter().find_map(|row| row.training.as_ref());
     let tasks: Vec<String> = (trained.iter().flat_map(|training| &training.eval.tasks))
         .map(|task| task.task.clone())
         .collect();
     let failed = |error: &dyn std::fmt::Display| Error::Run(format!("writing CSV: {error}"));
     let mut writer = csv::Writer::from_writer(Vec::new());
-    for (at, row) in rows.iter().enumerate() {
-        let (names, values): (Vec<String>, Vec<String>) = columns(row, &tasks).into_iter().unzip();
+    for (at, row) in bench.rows.iter().enumerate() {
+        let (names, values): (Vec<String>, Vec<String>) =
+            columns(bench, row, &tasks).into_iter().unzip();
         if at == 0 {
             writer.write_record(&names).map_err(|e| failed(&e))?;
         }
@@ -74,8 +80,7 @@ pub fn csv(rows: &[Row]) -> Result<Vec<u8>, Error> {
 }
 
 /// The tables that people see, as Markdown.
-pub fn markdown(environment: &Environment, rows: &[Row]) -> String {
-    let tables = [Some(table::time(rows)), Some(table::memory(rows)), table::quality(rows)];
-    let tables: Vec<String> = tables.iter().flatten().map(table::Cells::markdown).collect();
-    format!("{}\n\n{}", environment.line(), tables.join("\n"))
+pub fn markdown(bench: &Bench) -> String {
+    let tables: Vec<String> = table::all(bench).iter().map(table::Cells::markdown).collect();
+    format!("{}\n\n{}", bench.environment.line(), tables.join("\n"))
 }

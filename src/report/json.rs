@@ -2,24 +2,19 @@
 
 use serde_json::{Map, Value, json};
 
-use super::environment::Environment;
-use super::{Row, Training};
-use crate::measure::Ceilings;
+use super::{Bench, Row, Training};
+use crate::measure::regime::Bound;
 use crate::plan::Phase;
 
-/// The whole document; `settings` is what the run was asked for.
-pub fn document(
-    environment: &Environment,
-    settings: Value,
-    ceilings: &Ceilings,
-    rows: &[Row],
-) -> Value {
+/// The whole document.
+pub fn document(bench: &Bench) -> Value {
     json!({
-        "environment": environment,
-        "settings": settings,
-        "ceilings": ceilings,
-        "baseline": rows.first().map(|row| row.measurement.freeze.as_str()),
-        "scenarios": rows.iter().map(scenario).collect::<Vec<_>>(),
+        "environment": bench.environment,
+        "settings": bench.settings,
+        "ceilings": bench.ceilings,
+        "baseline": bench.rows.first().map(|row| row.measurement.freeze.as_str()),
+        "shapes": bench.shapes,
+        "scenarios": bench.rows.iter().map(|row| scenario(bench, row)).collect::<Vec<_>>(),
     })
 }
 
@@ -28,15 +23,26 @@ fn by_phase(value: impl Fn(usize) -> Value) -> Value {
     Value::Object(named.collect::<Map<_, _>>())
 }
 
-fn scenario(row: &Row) -> Value {
+fn scenario(bench: &Bench, row: &Row) -> Value {
+    let (regime, shape) = (row.measurement.regime, bench.shape(row));
+    let shares = Bound::ALL
+        .iter()
+        .map(|bound| (bound.name().to_owned(), json!(regime.shares[*bound as usize])));
     let measurement = &row.measurement;
     let (memory, speedup) = (measurement.memory, measurement.speedup);
     json!({
         "freeze": measurement.freeze,
+        "batch_size": shape.batch_size,
+        "max_length": shape.max_length,
         "trainable_parameters": measurement.n_trained,
         "flops": by_phase(|phase| measurement.cost[phase].flops.into()),
         "bytes": by_phase(|phase| measurement.cost[phase].bytes.into()),
         "phase_ms": by_phase(|phase| measurement.phase_ms[phase].into()),
+        "predicted_ms": by_phase(|phase| measurement.predicted_ms[phase].into()),
+        "families": measurement.families,
+        "regime": { "bound": regime.bound, "shares": shares.collect::<Map<_, _>>() },
+        "input_gradients": measurement.input_gradients,
+        "findings": bench.findings(row),
         "step_ms": {
             "median": measurement.step_ms.median,
             "low": measurement.step_ms.low,

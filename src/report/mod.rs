@@ -7,11 +7,117 @@ pub mod json;
 pub mod profile;
 pub mod table;
 
+use serde_json::Value;
+
+use crate::Result;
+use crate::measure::findings::findings;
 use crate::measure::scenarios::Measurement;
+use crate::measure::stats::median;
+use crate::measure::{Ceilings, Interval};
 use crate::train::Quality;
+
+/// All that one `bench` measured, and on what.
+pub struct Bench {
+    pub environment: environment::Environment,
+    /// What the run was asked for.
+    pub settings: Value,
+    pub ceilings: Ceilings,
+    /// Parameters of the network.
+    pub n_values: usize,
+    pub shapes: Vec<Shape>,
+    /// Shape by shape, the baseline first.
+    pub rows: Vec<Row>,
+}
+
+impl Bench {
+    /// The baseline of a row's shape.
+    pub fn baseline<'a>(&'a self, row: &'a Row) -> &'a Measurement {
+        let first = self.rows.iter().find(|other| other.shape == row.shape);
+        &first.unwrap_or(row).measurement
+    }
+
+    /// The shape of a row.
+    pub fn shape(&self, row: &Row) -> &Shape {
+        &self.shapes[row.shape]
+    }
+
+    /// Where savings did not come, in words.
+    pub fn findings(&self, row: &Row) -> Vec<String> {
+        findings(&row.measurement, self.baseline(row))
+    }
+}
+
+/// Batches of one size.
+#[derive(serde::Serialize)]
+pub struct Shape {
+    /// None where batches are filled by tokens.
+    pub batch_size: Option<usize>,
+    pub batch_tokens: Option<usize>,
+    /// Tokens that a sequence has at most.
+    pub max_length: usize,
+    /// Tokens of a batch.
+    pub mean_tokens: f64,
+    /// Of each batch.
+    pub batch_lengths: Vec<Vec<usize>>,
+    /// Rounds that did not count.
+    pub warmup_rounds: usize,
+    /// The baseline against itself, if asked for.
+    pub aa: Option<AgainstItself>,
+}
+
+impl Shape {
+    /// Sequences times their longest length, or tokens times that.
+    pub fn label(&self) -> String {
+        match (self.batch_size, self.batch_tokens) {
+            (Some(n), _) => format!("{n} x {}", self.max_length),
+            (None, n) => format!("{} tokens, {}", n.unwrap_or(0), self.max_length),
+        }
+    }
+}
+
+/// What an A/A test showed.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct AgainstItself {
+    /// The 95 % interval of each repeat.
+    pub intervals: Vec<Interval>,
+    /// The share of the intervals that hold 1.
+    pub coverage: f64,
+    /// The median width of an interval.
+    pub width: f64,
+}
+
+impl AgainstItself {
+    /// The summary of these intervals.
+    ///
+    /// # Errors
+    /// Without intervals.
+    pub fn new(intervals: Vec<Interval>) -> Result<Self> {
+        let holds_one = |interval: &&Interval| interval.low <= 1.0 && 1.0 <= interval.high;
+        let coverage = intervals.iter().filter(holds_one).count() as f64 / intervals.len() as f64;
+        let widths: Vec<f64> = intervals.iter().map(|one| one.high - one.low).collect();
+        Ok(Self { coverage, width: median(&widths)?, intervals })
+    }
+
+    /// One sentence.
+    pub fn text(&self) -> String {
+        let (width, n) = (self.width, self.intervals.len());
+        match self.intervals.as_slice() {
+            [Interval { low, median, high }] => format!(
+                "the baseline against itself: {median:.3} ({low:.3} to {high:.3}); what differs by less than \
+                 {width:.3} cannot be told from chance here"
+            ),
+            _ => format!(
+                "the baseline against itself: {:.1} % of {n} intervals hold 1; their median width is {width:.3}",
+                100.0 * self.coverage
+            ),
+        }
+    }
+}
 
 /// A scenario with all that was measured of it.
 pub struct Row {
+    /// Index of its shape.
+    pub shape: usize,
     pub measurement: Measurement,
     /// Growth of the process's resident memory at its peak, where the system tells it.
     pub peak_measured: Option<usize>,

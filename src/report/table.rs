@@ -3,9 +3,9 @@
 use comfy_table::presets::ASCII_BORDERS_ONLY_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 
-use super::Row;
+use super::{Bench, Row, Shape};
 use crate::measure::Interval;
-use crate::plan::Phase;
+use crate::plan::{Family, Phase};
 use crate::train::evaluate::TaskQuality;
 
 /// The cells of a table. A heading may have a second line; one without a first line shares that of the column
@@ -16,9 +16,23 @@ pub struct Cells {
 }
 
 impl Cells {
-    fn new(header: &[&str], rows: &[Row], cells: impl Fn(&Row) -> Vec<String>) -> Self {
-        let header = header.iter().map(|&heading| heading.to_owned()).collect();
-        Self { header, rows: rows.iter().map(cells).collect() }
+    /// A row for each of the bench's, that begins with its freeze and, where there are several, its batches.
+    fn new(bench: &Bench, header: &[&str], cells: impl Fn(&Row) -> Vec<String>) -> Self {
+        let has_shapes = bench.shapes.len() > 1;
+        let mut all = vec!["freeze".to_owned()];
+        if has_shapes {
+            all.push("batch x\nlength".to_owned());
+        }
+        all.extend(header.iter().map(|&heading| heading.to_owned()));
+        let row = |row: &Row| {
+            let mut all = vec![row.measurement.freeze.clone()];
+            if has_shapes {
+                all.push(bench.shape(row).label());
+            }
+            all.extend(cells(row));
+            all
+        };
+        Self { header: all, rows: bench.rows.iter().map(row).collect() }
     }
 
     /// For a terminal.
@@ -47,10 +61,73 @@ impl Cells {
     }
 }
 
+/// All that people see.
+pub fn text(bench: &Bench) -> String {
+    let mut text = format!(
+        "{}\n{} parameters, {}; {}\n",
+        bench.environment.line(),
+        bench.n_values,
+        batches(bench),
+        bench.ceilings.line()
+    );
+    for table in all(bench) {
+        text += &format!("\n{}", table.text());
+    }
+    let mut notes = Vec::new();
+    for row in &bench.rows {
+        let of = match bench.shapes.len() {
+            1 => String::new(),
+            _ => format!("{}: ", bench.shape(row).label()),
+        };
+        notes.extend(bench.findings(row).into_iter().map(|finding| format!("{of}{finding}")));
+        let measurement = &row.measurement;
+        if !measurement.outliers.is_empty() {
+            let far = (measurement.outliers.iter()).map(|&round| {
+                format!("{:.1} ms in round {}", measurement.times_ms[round], round + 1)
+            });
+            let far = far.collect::<Vec<_>>().join(", ");
+            let freeze = &measurement.freeze;
+            notes.push(format!("{of}outliers of {freeze}, counted all the same: {far}"));
+        }
+    }
+    for shape in &bench.shapes {
+        notes.extend(shape.aa.as_ref().map(|aa| format!("{}: {}", shape.label(), aa.text())));
+    }
+    for (at, note) in notes.iter().enumerate() {
+        let gap = if at == 0 { "\n" } else { "" };
+        text += &format!("{gap}- {note}\n");
+    }
+    text
+}
+
+/// What steps ran on, in words.
+fn batches(bench: &Bench) -> String {
+    let n_rounds = bench.rows.first().map_or(0, |row| row.measurement.times_ms.len());
+    let one = |shape: &Shape| {
+        let n_sequences = shape.batch_lengths.first().map_or(0, Vec::len);
+        format!(
+            "batches of {:.0} tokens in {n_sequences} sequences, {n_rounds} rounds after {} of warm-up",
+            shape.mean_tokens, shape.warmup_rounds
+        )
+    };
+    bench.shapes.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+/// All tables, in the order in which they are shown.
+pub fn all(bench: &Bench) -> Vec<Cells> {
+    let tables = [
+        Some(time(bench)),
+        Some(prediction(bench)),
+        Some(families(bench)),
+        Some(memory(bench)),
+        quality(bench),
+    ];
+    tables.into_iter().flatten().collect()
+}
+
 /// What one step costs and takes.
-pub fn time(rows: &[Row]) -> Cells {
+fn time(bench: &Bench) -> Cells {
     let header = [
-        "freeze",
         "trained",
         "GFLOP\nforward",
         "\nbackward",
@@ -64,10 +141,10 @@ pub fn time(rows: &[Row]) -> Cells {
         "measured\n(95 % interval)",
         "measured /\npredicted",
     ];
-    Cells::new(&header, rows, |row| {
+    Cells::new(bench, &header, |row| {
         let measurement = &row.measurement;
         let (speedup, n_rounds) = (measurement.speedup, measurement.times_ms.len());
-        let mut cells = vec![measurement.freeze.clone(), grouped(measurement.n_trained)];
+        let mut cells = vec![grouped(measurement.n_trained)];
         let phases = || Phase::ALL.iter().map(|phase| *phase as usize);
         cells.extend(phases().map(|at| digits(measurement.cost[at].flops as f64 / 1e9)));
         cells.extend(phases().map(|at| digits(measurement.phase_ms[at])));
@@ -82,10 +159,64 @@ pub fn time(rows: &[Row]) -> Cells {
     })
 }
 
-/// What one step needs of memory.
-pub fn memory(rows: &[Row]) -> Cells {
+/// What bounds a step, and how far it is from what the machine's ceilings allow.
+fn prediction(bench: &Bench) -> Cells {
     let header = [
-        "freeze",
+        "bound by\n(share)",
+        "ms at the ceilings\nforward",
+        "\nbackward",
+        "\noptimizer",
+        "\nin all",
+        "measured / that\nforward",
+        "\nbackward",
+        "\noptimizer",
+        "\nin all",
+    ];
+    Cells::new(bench, &header, |row| {
+        let measurement = &row.measurement;
+        let bound = measurement.regime.bound.name().trim_end_matches("-bound");
+        let mut cells = vec![format!("{bound} ({:.0} %)", 100.0 * measurement.regime.share())];
+        let predicted = measurement.predicted_ms;
+        let all = (measurement.step_ms.median, measurement.predicted_step_ms());
+        cells.extend(predicted.into_iter().chain([all.1]).map(digits));
+        let pairs = measurement.phase_ms.into_iter().zip(predicted).chain([all]);
+        cells.extend(pairs.map(|(measured, predicted)| match predicted {
+            0.0 => "-".to_owned(),
+            _ => format!("{:.2}", measured / predicted),
+        }));
+        cells
+    })
+}
+
+/// Where the time of a step goes by family of ops, and how many times its floor that is.
+fn families(bench: &Bench) -> Cells {
+    let has_family = |family: &Family| {
+        bench
+            .rows
+            .iter()
+            .any(|row| row.measurement.families.iter().any(|one| one.family == *family))
+    };
+    let present: Vec<Family> = Family::ALL.into_iter().filter(has_family).collect();
+    let header: Vec<String> =
+        present.iter().map(|family| format!("{}\nms (x floor)", family.name())).collect();
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    Cells::new(bench, &header, |row| {
+        let cell = |family: &Family| {
+            let ours = || row.measurement.families.iter().filter(|one| one.family == *family);
+            let measured: f64 = ours().map(|one| one.measured_ms).sum();
+            let predicted: f64 = ours().map(|one| one.predicted_ms).sum();
+            match ours().count() {
+                0 => "-".to_owned(),
+                _ => format!("{} ({:.2})", digits(measured), measured / predicted),
+            }
+        };
+        present.iter().map(cell).collect()
+    })
+}
+
+/// What one step needs of memory.
+fn memory(bench: &Bench) -> Cells {
+    let header = [
         "MB weights",
         "gradients",
         "optimizer",
@@ -94,7 +225,7 @@ pub fn memory(rows: &[Row]) -> Cells {
         "= peak\nplanned",
         "\nmeasured",
     ];
-    Cells::new(&header, rows, |row| {
+    Cells::new(bench, &header, |row| {
         let memory = row.measurement.memory;
         let kinds = [
             memory.weights,
@@ -104,17 +235,16 @@ pub fn memory(rows: &[Row]) -> Cells {
             memory.workspace,
             memory.total(),
         ];
-        let mut cells = vec![row.measurement.freeze.clone()];
-        cells.extend(kinds.map(megabytes));
+        let mut cells = kinds.map(megabytes).to_vec();
         cells.push(row.peak_measured.map_or("-".into(), megabytes));
         cells
     })
 }
 
 /// What training gave; None where nothing was trained.
-pub fn quality(rows: &[Row]) -> Option<Cells> {
-    let first = rows.iter().find_map(|row| row.training.as_ref())?;
-    let mut header = vec!["freeze".to_owned(), "seconds".to_owned()];
+fn quality(bench: &Bench) -> Option<Cells> {
+    let first = bench.rows.iter().find_map(|row| row.training.as_ref())?;
+    let mut header = vec!["seconds".to_owned()];
     for task in &first.eval.tasks {
         header.push(format!("{}\naccuracy", task.task));
         header.push("\nmacro-F1".to_owned());
@@ -123,14 +253,12 @@ pub fn quality(rows: &[Row]) -> Option<Cells> {
     }
     header.push("frozen tensors\nproven equal".to_owned());
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
-    Some(Cells::new(&header, rows, |row| {
-        let mut cells = vec![row.measurement.freeze.clone()];
+    Some(Cells::new(bench, &header, |row| {
         let Some(training) = &row.training else {
             // Nothing trains here.
-            cells.extend(vec!["-".to_owned(); header.len() - 1]);
-            return cells;
+            return vec!["-".to_owned(); header.len()];
         };
-        cells.push(format!("{:.1}", training.seconds));
+        let mut cells = vec![format!("{:.1}", training.seconds)];
         for (at, task) in training.eval.tasks.iter().enumerate() {
             let accuracy = |task: &TaskQuality| task.confusion.accuracy();
             let gap = (accuracy(&training.train.tasks[at]).zip(accuracy(task)))

@@ -46,11 +46,18 @@ fn document() {
     let scenarios = "lower:2,none,backbone,head:topic,all";
     let document = workspace.json(&format!("{BENCH} --scenarios {scenarios} --device cpu --json"));
     assert_eq!(workspace.names("."), before);
-    assert_keys(&document, &["environment", "settings", "ceilings", "baseline", "scenarios"]);
+    assert_keys(
+        &document,
+        &["environment", "settings", "ceilings", "baseline", "shapes", "scenarios"],
+    );
     assert_eq!(document["baseline"], "none");
     assert_eq!(document["environment"]["device"], "cpu");
     assert_eq!(document["environment"]["frostline"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(document["settings"]["mean_tokens"], 32.0);
+    let shape = &document["shapes"][0];
+    assert_eq!((&shape["batch_size"], &shape["max_length"]), (&4.into(), &8.into()));
+    assert_eq!((&shape["mean_tokens"], &shape["aa"]), (&32.0.into(), &Value::Null));
+    assert_eq!(shape["batch_lengths"][0], serde_json::json!([8, 8, 8, 8]));
+    assert_eq!(shape["warmup_rounds"], 1);
     // The baseline first, then as typed.
     assert_eq!(freezes(&document), ["none", "lower:2", "backbone", "head:topic", "all"]);
     for row in document["scenarios"].as_array().unwrap() {
@@ -84,10 +91,17 @@ fn check_shape(row: &Value) {
         row,
         &[
             "freeze",
+            "batch_size",
+            "max_length",
             "trainable_parameters",
             "flops",
             "bytes",
             "phase_ms",
+            "predicted_ms",
+            "families",
+            "regime",
+            "input_gradients",
+            "findings",
             "step_ms",
             "speedup",
             "memory_bytes",
@@ -96,9 +110,10 @@ fn check_shape(row: &Value) {
         ],
     );
     whole(&row["trainable_parameters"]);
-    for field in ["flops", "bytes", "phase_ms"] {
+    for field in ["flops", "bytes", "phase_ms", "predicted_ms"] {
         assert_keys(&row[field], &PHASES);
     }
+    check_prediction(row);
     for phase in PHASES {
         let (flops, bytes) = (whole(&row["flops"][phase]), whole(&row["bytes"][phase]));
         assert_eq!(flops > 0, bytes > 0, "{row}");
@@ -122,6 +137,30 @@ fn check_shape(row: &Value) {
     assert!(0.0 < speedup("low") && speedup("low") <= speedup("measured"), "{row}");
     assert!(speedup("measured") <= speedup("high"), "{row}");
     assert_eq!((&row["quality"], &row["training"]), (&Value::Null, &Value::Null));
+}
+
+/// Families divide a phase, shares a step.
+fn check_prediction(row: &Value) {
+    let families = row["families"].as_array().unwrap();
+    for phase in PHASES {
+        let of_phase = || families.iter().filter(|family| family["phase"] == phase);
+        let sum = |field: &str| of_phase().map(|family| whole(&family[field])).sum::<u64>();
+        // All batches are of one size.
+        assert_eq!(sum("flops"), whole(&row["flops"][phase]), "{row}");
+        assert_eq!(sum("bytes"), whole(&row["bytes"][phase]), "{row}");
+        let predicted: f64 = of_phase().map(|family| number(&family["predicted_ms"])).sum();
+        let expected = number(&row["predicted_ms"][phase]);
+        // Sums of the same numbers in another order.
+        assert!((predicted - expected).abs() <= 1e-12 * expected, "{predicted}, {expected}");
+        assert!(of_phase().all(|family| number(&family["measured_ms"]) > 0.0), "{row}");
+    }
+    let shares: Vec<f64> =
+        row["regime"]["shares"].as_object().unwrap().values().map(number).collect();
+    assert_eq!(shares.len(), 4);
+    assert!((shares.iter().sum::<f64>() - 1.0).abs() <= 1e-12, "{shares:?}");
+    let bound = row["regime"]["bound"].as_str().unwrap();
+    let largest = number(&row["regime"]["shares"][bound]);
+    assert!(shares.iter().all(|share| *share <= largest), "{row}");
 }
 
 fn check_memory(row: &Value) {
@@ -223,12 +262,12 @@ fn text_has_a_row_for_each_scenario() {
     let workspace = Workspace::new();
     let text = workspace.ok(&format!("{BENCH} --scenarios none,lower:2,head:topic,all"));
     let rows: Vec<Vec<&str>> = text.lines().map(words).collect();
-    // One in the table of times, one in that of memory.
+    // One in each table: of times, predictions, families and memory.
     for (freeze, n_trained) in
         [("none", "8,036"), ("lower:2", "2,492"), ("head:topic", "7,951"), ("all", "0")]
     {
         let of_freeze: Vec<_> = rows.iter().filter(|row| row.first() == Some(&freeze)).collect();
-        assert_eq!(of_freeze.len(), 2, "{freeze}:\n{text}");
+        assert_eq!(of_freeze.len(), 4, "{freeze}:\n{text}");
         assert_eq!(of_freeze[0][1], n_trained, "{text}");
     }
     for said in ["8308 parameters", "32 tokens in 4 sequences", "3 rounds", "GFLOP/s", "GB/s"] {
@@ -250,6 +289,119 @@ fn refused_combinations() {
         &["--arch", "tokenizer"],
     );
     workspace.refused("bench --arch bert-tiny --task topic=3", 2, &["bert-tiny", "bert-base"]);
+}
+
+/// Every pair of sizes, each beside its own baseline.
+#[test]
+fn a_matrix_of_shapes() {
+    let workspace = Workspace::new();
+    let run = "bench --model model --task topic=5 --batch-size 2,4,2 --max-length 5,8 --rounds 2 \
+               --warmup 0 --scenarios lower:2 --device cpu";
+    let document =
+        workspace.json(&format!("{run} --json --export-csv m.csv --export-markdown m.md"));
+    let shapes = document["shapes"].as_array().unwrap();
+    let sizes: Vec<(u64, u64)> = (shapes.iter())
+        .map(|shape| (whole(&shape["batch_size"]), whole(&shape["max_length"])))
+        .collect();
+    assert_eq!(sizes, [(2, 5), (4, 5), (2, 8), (4, 8)]);
+    let rows = document["scenarios"].as_array().unwrap();
+    assert_eq!(rows.len(), 8);
+    for (pair, (n, length)) in rows.chunks(2).zip(sizes) {
+        for row in pair {
+            assert_eq!((whole(&row["batch_size"]), whole(&row["max_length"])), (n, length));
+        }
+        assert_eq!((&pair[0]["freeze"], &pair[1]["freeze"]), (&"none".into(), &"lower:2".into()));
+        assert_eq!(pair[0]["speedup"]["measured"], 1.0);
+        let ideal = total_flops(&pair[0]) as f64 / total_flops(&pair[1]) as f64;
+        assert!((number(&pair[1]["speedup"]["ideal"]) - ideal).abs() <= 1e-12 * ideal);
+    }
+    assert!(total_flops(&rows[0]) < total_flops(&rows[6]));
+    assert_eq!(workspace.read("m.csv").lines().count(), 9);
+    assert!(workspace.read("m.md").contains("| lower:2 | 4 x 5 |"));
+    let text = workspace.ok(run);
+    assert!(
+        text.lines().any(|line| words(line).starts_with(&["lower:2", "4", "x", "8"])),
+        "{text}"
+    );
+
+    workspace.refused(&format!("{run} --batch-tokens 40"), 2, &["--batch-tokens", "--batch-size"]);
+    let task = "--task mood=reviews.csv";
+    workspace.refused(
+        &format!("bench --model model {task} --batch-size 2,4 --train"),
+        2,
+        &["--train", "--batch-size"],
+    );
+}
+
+/// The baseline against itself, as often as was asked for.
+#[test]
+fn against_itself() {
+    let workspace = Workspace::new();
+    let run = format!("{BENCH} --scenarios none --device cpu --rounds 8");
+    let document = workspace.json(&format!("{run} --aa 5 --json"));
+    let aa = &document["shapes"][0]["aa"];
+    let intervals = aa["intervals"].as_array().unwrap();
+    assert_eq!(intervals.len(), 5);
+    let mut n_hold = 0;
+    for interval in intervals {
+        let [low, median, high] = ["low", "median", "high"].map(|field| number(&interval[field]));
+        assert!(0.0 < low && low <= median && median <= high, "{interval}");
+        // Two runs of one step differ; a measurement that compared a list with itself would not.
+        assert!(low < high, "{interval}");
+        n_hold += u32::from(low <= 1.0 && 1.0 <= high);
+    }
+    assert_eq!(number(&aa["coverage"]), f64::from(n_hold) / 5.0);
+    assert!(number(&aa["width"]) > 0.0);
+    let text = workspace.ok(&format!("{run} --aa"));
+    assert!(text.contains("the baseline against itself: "), "{text}");
+    workspace.refused(&format!("{run} --aa 0"), 2, &["--aa", "0"]);
+}
+
+/// Needs no model and no data.
+#[test]
+fn ceilings_alone() {
+    let workspace = Workspace::new();
+    let document = workspace.json("bench --ceilings --device cpu --json");
+    assert_keys(&document, &["environment", "ceilings"]);
+    for field in ["gemm_flops_per_second", "copy_bytes_per_second", "op_seconds"] {
+        assert!(number(&document["ceilings"][field]) > 0.0, "{document}");
+    }
+    let text = workspace.ok("bench --ceilings --device cpu");
+    assert!(
+        text.contains("GFLOP/s") && text.contains("GB/s") && text.contains("us an op"),
+        "{text}"
+    );
+    workspace.refused("bench --device cpu", 2, &["--model", "--task"]);
+}
+
+/// What passes through frozen weights is said; a freeze from below says nothing.
+#[test]
+fn findings() {
+    let workspace = Workspace::new();
+    let specs = "head:topic,layers:1..2,all+keep:*.bias,lower:2,backbone,all";
+    let document = workspace.json(&format!("{BENCH} --scenarios {specs} --json"));
+    // Six products and two heads, less those of the lowest layer that trains.
+    let of = |freeze: &str| {
+        let gradients = &scenario(&document, freeze)["input_gradients"];
+        (whole(&gradients["n"]), whole(&gradients["n_frozen"]))
+    };
+    assert_eq!(of("none"), (20, 0));
+    assert_eq!(of("head:topic"), (20, 1));
+    assert_eq!(of("layers:1..2"), (20, 6));
+    assert_eq!((of("lower:2"), of("backbone"), of("all")), ((5, 0), (0, 0), (0, 0)));
+    let (n, n_frozen) = of("all+keep:*.bias");
+    assert!(n_frozen == n && n > 10, "{n_frozen} of {n}");
+    for (freeze, says) in [
+        ("head:topic", true),
+        ("layers:1..2", true),
+        ("all+keep:*.bias", true),
+        ("lower:2", false),
+        ("backbone", false),
+    ] {
+        let found = scenario(&document, freeze)["findings"].as_array().unwrap();
+        let text = found.iter().map(|text| text.as_str().unwrap()).collect::<String>();
+        assert_eq!(text.contains("above something that trains"), says, "{freeze}: {text}");
+    }
 }
 
 /// The files say what the document says; nothing that is read is written over.
@@ -294,7 +446,7 @@ fn exports() {
     }
     for freeze in ["none", "backbone", "all"] {
         let rows = markdown.lines().filter(|line| line.starts_with(&format!("| {freeze} |")));
-        assert_eq!(rows.count(), 2, "{markdown}");
+        assert_eq!(rows.count(), 4, "{markdown}");
     }
     // The same figures as on the terminal.
     let shown = text.lines().map(words).find(|row| row.first() == Some(&"backbone")).unwrap();

@@ -18,7 +18,7 @@ fn files_without_training() {
     let document = workspace.json(&format!("{BENCH} --json"));
     assert!(document["scenarios"].as_array().unwrap().iter().all(|row| row["quality"].is_null()));
     // Nine rows of 6 to 8 tokens.
-    let mean = number(&document["settings"]["mean_tokens"]);
+    let mean = number(&document["shapes"][0]["mean_tokens"]);
     assert!((9.0 * 6.0..=9.0 * 8.0).contains(&mean), "{mean}");
     let flops = |options: &str| {
         let document = workspace.json(&format!("{BENCH} --json {options}"));
