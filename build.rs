@@ -50,9 +50,34 @@ fn build() -> Outcome<()> {
         ),
     }
     embedded.write(&out)?;
+    name_commit();
     #[cfg(feature = "emulator")]
     emulator::build(&sources, &out)?;
     Ok(())
+}
+
+/// Tells a release build which commit it is of, where git knows: reports say it. Other builds do without, so that
+/// a commit does not make them anew.
+fn name_commit() {
+    if env::var("PROFILE").as_deref() != Ok("release") {
+        return;
+    }
+    let git = |args: &[&str]| {
+        let output = Command::new("git").args(args).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.trim().to_owned())
+    };
+    let (Some(commit), Some(log)) =
+        (git(&["rev-parse", "--short=12", "HEAD"]), git(&["rev-parse", "--git-path", "logs/HEAD"]))
+    else {
+        return;
+    };
+    if Path::new(&log).exists() {
+        println!("cargo::rerun-if-changed={log}");
+    }
+    let differs = git(&["status", "--porcelain", "--untracked-files=no"]);
+    let mark = if differs.is_some_and(|files| files.is_empty()) { "" } else { "+" };
+    println!("cargo::rustc-env=FROSTLINE_COMMIT={commit}{mark}");
 }
 
 struct Nvcc {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::args::{ModelArgs, RunArgs, positive};
 use super::bench_training::Trainings;
@@ -242,6 +243,7 @@ impl<'a> Bencher<'a> {
         let own = json!({
             "pooling": self.network.pooling,
             "aa": self.args.aa,
+            "data": hashes(&self.args.data.files())?,
             "training": self.args.train.then(|| self.args.training.settings()),
         });
         let args = self.args;
@@ -268,6 +270,20 @@ fn train_rows(trainings: &mut Trainings, scenarios: &[Scenario], rows: &mut [Row
         row.training = trainings.run(scenario, &row.measurement)?;
     }
     Ok(())
+}
+
+/// The files that a bench read, each once, with what `sha256sum` says of them.
+fn hashes(files: &[PathBuf]) -> Result<Vec<serde_json::Value>> {
+    let mut files: Vec<&PathBuf> = files.iter().collect();
+    files.sort();
+    files.dedup();
+    let hash = |file: &PathBuf| {
+        let bytes = std::fs::read(file).map_err(|e| Error::io(file, e))?;
+        let digest = Sha256::digest(&bytes);
+        let sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(json!({ "file": file.to_string_lossy(), "sha256": sha256 }))
+    };
+    files.into_iter().map(hash).collect()
 }
 
 /// The specs as typed, the baseline first, without white space around commas and without repetition.

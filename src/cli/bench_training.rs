@@ -97,6 +97,7 @@ impl<'a> Trainings<'a> {
                 .evaluate(&mut session, n_steps)?,
             before,
             seconds: outcome.train_time.as_secs_f64(),
+            log: outcome.log,
             n_proven: proof.n_tensors,
         }))
     }

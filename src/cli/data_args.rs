@@ -113,7 +113,8 @@ impl DataArgs {
     /// The files that tasks name.
     pub fn files(&self) -> Vec<std::path::PathBuf> {
         let all = self.tasks.iter().chain(&self.evals);
-        all.filter_map(|text| TaskSource::parse(text).ok()).map(|source| source.path).collect()
+        let named = all.filter(|text| !matches!(parse_task_size(text), Ok(Some(_))));
+        named.filter_map(|text| TaskSource::parse(text).ok()).map(|source| source.path).collect()
     }
 
     /// Tells people on stderr of tasks that have no evaluation row while others have.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::args::check_output_file;
 use crate::files::write_atomically;
-use crate::report::{Bench, export};
+use crate::report::{Bench, export, html};
 use crate::{Error, Result};
 
 /// Where to write what was measured.
@@ -21,6 +21,9 @@ pub struct ExportArgs {
     /// Write the tables as Markdown
     #[arg(long, alias = "export_markdown", value_name = "FILE")]
     export_markdown: Option<PathBuf>,
+    /// Write a page of charts as HTML, one file that opens offline
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 impl ExportArgs {
@@ -29,6 +32,7 @@ impl ExportArgs {
             ("--export-json", &self.export_json),
             ("--export-csv", &self.export_csv),
             ("--export-markdown", &self.export_markdown),
+            ("--report", &self.report),
         ];
         options.into_iter().filter_map(|(option, file)| Some((option, file.as_ref()?)))
     }
@@ -61,6 +65,9 @@ impl ExportArgs {
         }
         if let Some(file) = &self.export_markdown {
             write_atomically(file, export::markdown(bench).as_bytes())?;
+        }
+        if let Some(file) = &self.report {
+            write_atomically(file, html::page(bench).as_bytes())?;
         }
         Ok(())
     }

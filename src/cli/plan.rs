@@ -6,6 +6,8 @@ use super::step::rate;
 use super::{print, print_json};
 use crate::Result;
 use crate::freeze::FreezeSpec;
+use crate::measure::Ceilings;
+use crate::measure::scale::{AllReduce, Cluster, ParallelStep};
 use crate::model::Network;
 use crate::plan::{Counts, Layout, Phase, Plan, StepOptions, compile};
 use crate::tensor::DType;
@@ -37,12 +39,104 @@ pub struct Args {
     /// Clip gradients to this norm, 0 for no clipping
     #[arg(long, alias = "max_grad_norm", default_value_t = 1.0, value_parser = rate)]
     max_grad_norm: f32,
+    #[command(flatten)]
+    scale: ScaleArgs,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
     /// TOML file with options; what is typed overrides it
     #[arg(long, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
+}
+
+/// Training on several GPUs, on paper.
+#[derive(clap::Args, Debug)]
+struct ScaleArgs {
+    /// Predict training on this many GPUs, a batch each: what gradients they exchange, and how long it takes
+    #[arg(long, value_name = "N", requires = "interconnect", value_parser = positive)]
+    gpus: Option<usize>,
+    /// What a GPU can send to others, in GB/s each way
+    #[arg(long, value_name = "GB/S", requires = "gpus", value_parser = speed)]
+    interconnect: Option<f64>,
+    /// GEMM rate of a GPU, as bench --ceilings measures it, for the time of a step
+    #[arg(long, value_name = "GFLOP/S", requires_all = ["gpus", "bandwidth"], value_parser = speed)]
+    gflops: Option<f64>,
+    /// Copy rate of a GPU, likewise
+    #[arg(long, value_name = "GB/S", requires_all = ["gpus", "gflops"], value_parser = speed)]
+    bandwidth: Option<f64>,
+}
+
+/// Parses a finite number above zero.
+fn speed(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
+        _ => Err("expected a number above 0".into()),
+    }
+}
+
+impl ScaleArgs {
+    /// What the GPUs would do with a plan; None where nobody asks.
+    fn predict(
+        &self,
+        plan: &Plan,
+        layout: &Layout,
+        counts: &Counts,
+    ) -> Option<(Cluster, AllReduce, Option<ParallelStep>)> {
+        let (n_gpus, interconnect) = self.gpus.zip(self.interconnect)?;
+        let cluster = Cluster { n_gpus, interconnect_bytes_per_second: interconnect * 1e9 };
+        let exchange = AllReduce::new(layout.memory.gradients, cluster);
+        let step = self.gflops.zip(self.bandwidth).map(|(gflops, bandwidth)| {
+            let ceilings = Ceilings {
+                gemm_flops_per_second: gflops * 1e9,
+                copy_bytes_per_second: bandwidth * 1e9,
+                op_seconds: 0.0,
+            };
+            ParallelStep::new(plan, counts, &ceilings, exchange)
+        });
+        Some((cluster, exchange, step))
+    }
+
+    fn text(&self, plan: &Plan, layout: &Layout, counts: &Counts) -> String {
+        let Some((cluster, exchange, step)) = self.predict(plan, layout, counts) else {
+            return String::new();
+        };
+        let mut text = format!(
+            "\non {} GPUs, a batch each: {:.3} MB of gradients, {:.3} MB out of and into every GPU, {:.3} ms at \
+             {} GB/s\n",
+            cluster.n_gpus,
+            exchange.gradient_bytes as f64 / 1e6,
+            exchange.bytes_a_gpu / 1e6,
+            exchange.seconds * 1e3,
+            cluster.interconnect_bytes_per_second / 1e9
+        );
+        text += &match step {
+            Some(step) => format!(
+                "a step takes {:.3} ms alone, {:.3} ms with the exchange behind it ({:.1} % efficient), {:.3} ms \
+                 with the exchange under the backward pass ({:.1} %)\n",
+                step.single_seconds * 1e3,
+                step.seconds * 1e3,
+                step.efficiency * 100.0,
+                step.overlapped_seconds * 1e3,
+                step.overlapped_efficiency * 100.0
+            ),
+            None => "--gflops and --bandwidth, as `frostline bench --ceilings` measures them, add the time of a \
+                     step\n"
+                .to_owned(),
+        };
+        text
+    }
+
+    fn document(&self, plan: &Plan, layout: &Layout, counts: &Counts) -> serde_json::Value {
+        let Some((cluster, exchange, step)) = self.predict(plan, layout, counts) else {
+            return serde_json::Value::Null;
+        };
+        serde_json::json!({
+            "gpus": cluster.n_gpus,
+            "interconnect_bytes_per_second": cluster.interconnect_bytes_per_second,
+            "all_reduce": exchange,
+            "step": step,
+        })
+    }
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -75,16 +169,20 @@ pub fn run(args: &Args) -> Result<()> {
         )
     };
     let Some(other_spec) = &args.diff else {
-        return print(&(title(&args.freeze) + &plan.print(&layout, &counts)));
+        let text = title(&args.freeze) + &plan.print(&layout, &counts);
+        return print(&(text + &args.scale.text(&plan, &layout, &counts)));
     };
     let other = plan_for(&network, other_spec, &options)?;
+    let other_layout = Layout::new(&other);
     print(&format!(
-        "{}against {other_spec}: - gone, < before, > after, + new\n\n{}\n{}:\n{}\n{other_spec}:\n{}",
+        "{}against {other_spec}: - gone, < before, > after, + new\n\n{}\n{}:\n{}{}\n{other_spec}:\n{}{}",
         title(&args.freeze),
         plan.print_diff(&other, &counts),
         args.freeze,
         plan.totals(&layout, &counts),
-        other.totals(&Layout::new(&other), &counts)
+        args.scale.text(&plan, &layout, &counts),
+        other.totals(&other_layout, &counts),
+        args.scale.text(&other, &other_layout, &counts)
     ))
 }
 
@@ -107,6 +205,7 @@ fn document(args: &Args, plan: &Plan, layout: &Layout, counts: &Counts) -> serde
         "phases": phases,
         "total": plan.total_cost(counts),
         "memory_bytes": layout.memory,
+        "data_parallel": args.scale.document(plan, layout, counts),
         "ops": plan.to_json(counts),
     })
 }

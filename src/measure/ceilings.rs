@@ -279,7 +279,8 @@ pub fn predicted_phase_seconds(
     ceilings: &Ceilings,
 ) -> f64 {
     let ops = plan.ops.iter().filter(|op| op.phase() == phase);
-    ops.map(|op| predicted_op_seconds(plan, op, counts, ceilings)).sum()
+    // The sum of nothing would be -0.
+    ops.fold(0.0, |sum, op| sum + predicted_op_seconds(plan, op, counts, ceilings))
 }
 
 /// The time of a step: the sum over its phases.

@@ -1,7 +1,6 @@
 //! In words: where a freeze saves less than one would think, and why.
 
-use super::scenarios::{FamilyTime, Measurement};
-use crate::model::ParamId;
+use super::scenarios::{Measurement, OpTime};
 use crate::plan::{BufId, Counts, Op, Plan, Role};
 
 /// Products and heads that pass a gradient on to what lies below them.
@@ -22,13 +21,7 @@ impl InputGradients {
             Role::Value(param) => Some(param),
             _ => None,
         };
-        let trained: Vec<ParamId> = (plan.ops.iter())
-            .flat_map(|op| match op {
-                Op::AdamwStep { items, .. } => items.as_slice(),
-                _ => &[],
-            })
-            .filter_map(|item| param(item.value))
-            .collect();
+        let trained = plan.trained();
         let mut found = Self::default();
         for op in &plan.ops {
             let weights: Vec<BufId> = match op {
@@ -74,11 +67,10 @@ fn passes_through(one: &Measurement, baseline: &Measurement) -> Option<String> {
     let n_fewer = baseline.n_trained - one.n_trained;
     let (frozen, saved) =
         (n_fewer as f64 / baseline.n_trained as f64, 1.0 - 1.0 / one.speedup.predicted);
-    let all: u64 = one.families.iter().map(|family| family.flops).sum();
+    let all: u64 = one.ops.iter().map(|op| op.flops).sum();
     Some(format!(
-        "{} freezes {} of the trained values, and should save {} of a step: of the {n} weights that a gradient \
-         passes through, {n_frozen} are frozen above something that trains, and take {} of the step's FLOPs \
-         all the same",
+        "{} freezes {} of the trained values, and should save {} of a step: a gradient still passes through {n} \
+         weights, {n_frozen} of them frozen above something that trains, with {} of the step's FLOPs",
         one.freeze,
         percent(frozen),
         percent(saved.max(0.0)),
@@ -96,20 +88,17 @@ fn missed(one: &Measurement, baseline: &Measurement) -> Option<String> {
         return None;
     }
     // How many times its floor the baseline takes: a scenario as far from its own would have met the prediction.
-    let sum = |times: &[FamilyTime], of: fn(&FamilyTime) -> f64| times.iter().map(of).sum::<f64>();
-    let usual = sum(&baseline.families, |family| family.measured_ms)
-        / sum(&baseline.families, |family| family.predicted_ms);
-    let excess = |family: &FamilyTime| {
-        (family.measured_ms - usual * family.predicted_ms) * (1.0 - quotient).signum()
-    };
-    let most = one.families.iter().max_by(|a, b| excess(a).total_cmp(&excess(b)))?;
+    let sum = |times: &[OpTime], of: fn(&OpTime) -> f64| times.iter().map(of).sum::<f64>();
+    let usual = sum(&baseline.ops, |op| op.measured_ms) / sum(&baseline.ops, |op| op.predicted_ms);
+    let excess =
+        |op: &OpTime| (op.measured_ms - usual * op.predicted_ms) * (1.0 - quotient).signum();
+    let most = one.ops.iter().max_by(|a, b| excess(a).total_cmp(&excess(b)))?;
     Some(format!(
-        "{} was measured {:.2} times as fast where {predicted:.2} was predicted. Furthest off: {} in the {} \
-         phase, {:.2} ms or {:.2} times its floor, where the baseline's step takes {usual:.2} times its own",
+        "{} was measured {:.2} times as fast where {predicted:.2} was predicted. Furthest off: {}, {:.2} ms \
+         or {:.2} times its floor, where the baseline's step takes {usual:.2} times its own",
         one.freeze,
         measured.median,
-        most.family.name(),
-        most.phase.name(),
+        most.op,
         most.measured_ms,
         most.measured_ms / most.predicted_ms,
     ))

@@ -1,13 +1,14 @@
 //! What runs are measured with: statistics of times ([`stats`]), the process's memory ([`memory`]),
 //! what the machine can do at most and what a plan should therefore take ([`ceilings`]) and be bound by
 //! ([`regime`]), the step of each freeze scenario beside its prediction ([`scenarios`]), where a saving did not
-//! come ([`findings`]), and where a step's time goes ([`profile`]).
+//! come ([`findings`]), where a step's time goes ([`profile`]), and what several GPUs would make of it ([`scale`]).
 
 pub mod ceilings;
 pub mod findings;
 pub mod memory;
 pub mod profile;
 pub mod regime;
+pub mod scale;
 pub mod scenarios;
 pub mod stats;
 

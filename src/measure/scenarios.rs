@@ -90,7 +90,7 @@ pub struct Measurement {
     /// What bounds it, as planned.
     pub regime: Regime,
     /// Where its time goes, on one batch of middling size.
-    pub families: Vec<FamilyTime>,
+    pub ops: Vec<OpTime>,
     pub input_gradients: InputGradients,
 }
 
@@ -106,11 +106,13 @@ impl Measurement {
     }
 }
 
-/// All ops of one family and phase.
+/// All ops of one name.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
-pub struct FamilyTime {
+pub struct OpTime {
+    pub op: &'static str,
     pub phase: Phase,
     pub family: Family,
+    pub calls: usize,
     pub flops: u64,
     pub bytes: u64,
     pub predicted_ms: f64,
@@ -365,42 +367,40 @@ fn measurement(
         },
         memory: run.step.layout().memory,
         regime: Regime::of(plan, counts, ceilings),
-        families: families(&run, op_counts, ceilings)?,
+        ops: op_times(&run, op_counts, ceilings)?,
         input_gradients: InputGradients::of(plan, op_counts),
         times_ms: run.times_ms,
     })
 }
 
-fn families(run: &Run, counts: &Counts, ceilings: &Ceilings) -> Result<Vec<FamilyTime>> {
+/// The ops of a step by name, in the order of their first.
+fn op_times(run: &Run, counts: &Counts, ceilings: &Ceilings) -> Result<Vec<OpTime>> {
     let plan = run.step.plan();
-    let mut families = Vec::new();
-    for phase in Phase::ALL {
-        for family in Family::ALL {
-            let is_of = |at: &usize| {
-                let op = &plan.ops[*at];
-                op.phase() == phase && op.family() == family
-            };
-            let ops: Vec<usize> = (0..plan.ops.len()).filter(is_of).collect();
-            if ops.is_empty() {
-                continue;
-            }
-            let cost =
-                ops.iter().fold(Cost::default(), |sum, &at| sum + plan.cost(&plan.ops[at], counts));
-            let seconds: f64 = ops
-                .iter()
-                .map(|&at| predicted_op_seconds(plan, &plan.ops[at], counts, ceilings))
-                .sum();
-            let rounds: Vec<f64> =
-                run.ops_ms.iter().map(|round| ops.iter().map(|&at| round[at]).sum()).collect();
-            families.push(FamilyTime {
-                phase,
-                family,
-                flops: cost.flops,
-                bytes: cost.bytes,
-                predicted_ms: seconds * 1e3,
-                measured_ms: median(&rounds)?,
-            });
+    let mut times: Vec<OpTime> = Vec::new();
+    for first in &plan.ops {
+        if times.iter().any(|time| time.op == first.name()) {
+            continue;
         }
+        let is_of = |at: &usize| plan.ops[*at].name() == first.name();
+        let ops: Vec<usize> = (0..plan.ops.len()).filter(is_of).collect();
+        let mut cost = Cost::default();
+        let mut predicted_ms = 0.0;
+        for op in ops.iter().map(|&at| &plan.ops[at]) {
+            cost += plan.cost(op, counts);
+            predicted_ms += 1e3 * predicted_op_seconds(plan, op, counts, ceilings);
+        }
+        let rounds: Vec<f64> =
+            run.ops_ms.iter().map(|round| ops.iter().map(|&at| round[at]).sum()).collect();
+        times.push(OpTime {
+            op: first.name(),
+            phase: first.phase(),
+            family: first.family(),
+            calls: ops.len(),
+            flops: cost.flops,
+            bytes: cost.bytes,
+            predicted_ms,
+            measured_ms: median(&rounds)?,
+        });
     }
-    Ok(families)
+    Ok(times)
 }

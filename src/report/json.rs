@@ -39,7 +39,7 @@ fn scenario(bench: &Bench, row: &Row) -> Value {
         "bytes": by_phase(|phase| measurement.cost[phase].bytes.into()),
         "phase_ms": by_phase(|phase| measurement.phase_ms[phase].into()),
         "predicted_ms": by_phase(|phase| measurement.predicted_ms[phase].into()),
-        "families": measurement.families,
+        "ops": measurement.ops,
         "regime": { "bound": regime.bound, "shares": shares.collect::<Map<_, _>>() },
         "input_gradients": measurement.input_gradients,
         "findings": bench.findings(row),
@@ -77,5 +77,6 @@ fn training(training: &Training) -> Value {
         "quality_before": training.before,
         "seconds": training.seconds,
         "frozen_tensors_proven": training.n_proven,
+        "log": training.log,
     })
 }

@@ -1,8 +1,9 @@
 //! Renderings of what was measured: tables for people ([`table`]), one JSON document for programs
-//! ([`json`]), what others read ([`export`]), and a step op by op ([`profile`]).
+//! ([`json`]), what others read ([`export`]), a page of pictures ([`html`]), and a step op by op ([`profile`]).
 
 pub mod environment;
 pub mod export;
+pub mod html;
 pub mod json;
 pub mod profile;
 pub mod table;
@@ -14,7 +15,7 @@ use crate::measure::findings::findings;
 use crate::measure::scenarios::Measurement;
 use crate::measure::stats::median;
 use crate::measure::{Ceilings, Interval};
-use crate::train::Quality;
+use crate::train::{LogLine, Quality};
 
 /// All that one `bench` measured, and on what.
 pub struct Bench {
@@ -134,6 +135,8 @@ pub struct Training {
     /// On the evaluation rows before training, for a scenario that starts from trained heads.
     pub before: Option<Quality>,
     pub seconds: f64,
+    /// What happened on the way.
+    pub log: Vec<LogLine>,
     /// Frozen tensors that were compared with the file.
     pub n_proven: usize,
 }

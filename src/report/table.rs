@@ -3,6 +3,7 @@
 use comfy_table::presets::ASCII_BORDERS_ONLY_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 
+use super::html::escaped;
 use super::{Bench, Row, Shape};
 use crate::measure::Interval;
 use crate::plan::{Family, Phase};
@@ -41,6 +42,19 @@ impl Cells {
         draw(&header, self.rows.clone())
     }
 
+    /// An HTML table.
+    pub fn html(&self) -> String {
+        let line = |tag: &str, cells: &[String]| {
+            let cells: String = (cells.iter())
+                .map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell).replace('\n', "<br>")))
+                .collect();
+            format!("<tr>{cells}</tr>\n")
+        };
+        let rows: String = self.rows.iter().map(|row| line("td", row)).collect();
+        let header = line("th", &self.header);
+        format!("<table>\n<thead>{header}</thead>\n<tbody>{rows}</tbody>\n</table>\n")
+    }
+
     /// A Markdown table, in which headings have one line.
     pub fn markdown(&self) -> String {
         let (mut first_line, mut header) = (String::new(), Vec::new());
@@ -73,6 +87,15 @@ pub fn text(bench: &Bench) -> String {
     for table in all(bench) {
         text += &format!("\n{}", table.text());
     }
+    for (at, note) in notes(bench).iter().enumerate() {
+        let gap = if at == 0 { "\n" } else { "" };
+        text += &format!("{gap}- {note}\n");
+    }
+    text
+}
+
+/// What the figures alone do not say.
+pub(super) fn notes(bench: &Bench) -> Vec<String> {
     let mut notes = Vec::new();
     for row in &bench.rows {
         let of = match bench.shapes.len() {
@@ -93,15 +116,11 @@ pub fn text(bench: &Bench) -> String {
     for shape in &bench.shapes {
         notes.extend(shape.aa.as_ref().map(|aa| format!("{}: {}", shape.label(), aa.text())));
     }
-    for (at, note) in notes.iter().enumerate() {
-        let gap = if at == 0 { "\n" } else { "" };
-        text += &format!("{gap}- {note}\n");
-    }
-    text
+    notes
 }
 
 /// What steps ran on, in words.
-fn batches(bench: &Bench) -> String {
+pub(super) fn batches(bench: &Bench) -> String {
     let n_rounds = bench.rows.first().map_or(0, |row| row.measurement.times_ms.len());
     let one = |shape: &Shape| {
         let n_sequences = shape.batch_lengths.first().map_or(0, Vec::len);
@@ -191,10 +210,7 @@ fn prediction(bench: &Bench) -> Cells {
 /// Where the time of a step goes by family of ops, and how many times its floor that is.
 fn families(bench: &Bench) -> Cells {
     let has_family = |family: &Family| {
-        bench
-            .rows
-            .iter()
-            .any(|row| row.measurement.families.iter().any(|one| one.family == *family))
+        bench.rows.iter().any(|row| row.measurement.ops.iter().any(|one| one.family == *family))
     };
     let present: Vec<Family> = Family::ALL.into_iter().filter(has_family).collect();
     let header: Vec<String> =
@@ -202,7 +218,7 @@ fn families(bench: &Bench) -> Cells {
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     Cells::new(bench, &header, |row| {
         let cell = |family: &Family| {
-            let ours = || row.measurement.families.iter().filter(|one| one.family == *family);
+            let ours = || row.measurement.ops.iter().filter(|one| one.family == *family);
             let measured: f64 = ours().map(|one| one.measured_ms).sum();
             let predicted: f64 = ours().map(|one| one.predicted_ms).sum();
             match ours().count() {

@@ -98,7 +98,7 @@ fn check_shape(row: &Value) {
             "bytes",
             "phase_ms",
             "predicted_ms",
-            "families",
+            "ops",
             "regime",
             "input_gradients",
             "findings",
@@ -139,20 +139,20 @@ fn check_shape(row: &Value) {
     assert_eq!((&row["quality"], &row["training"]), (&Value::Null, &Value::Null));
 }
 
-/// Families divide a phase, shares a step.
+/// Ops divide a phase, shares a step.
 fn check_prediction(row: &Value) {
-    let families = row["families"].as_array().unwrap();
+    let ops = row["ops"].as_array().unwrap();
     for phase in PHASES {
-        let of_phase = || families.iter().filter(|family| family["phase"] == phase);
-        let sum = |field: &str| of_phase().map(|family| whole(&family[field])).sum::<u64>();
+        let of_phase = || ops.iter().filter(|op| op["phase"] == phase);
+        let sum = |field: &str| of_phase().map(|op| whole(&op[field])).sum::<u64>();
         // All batches are of one size.
         assert_eq!(sum("flops"), whole(&row["flops"][phase]), "{row}");
         assert_eq!(sum("bytes"), whole(&row["bytes"][phase]), "{row}");
-        let predicted: f64 = of_phase().map(|family| number(&family["predicted_ms"])).sum();
+        let predicted: f64 = of_phase().map(|op| number(&op["predicted_ms"])).sum();
         let expected = number(&row["predicted_ms"][phase]);
         // Sums of the same numbers in another order.
         assert!((predicted - expected).abs() <= 1e-12 * expected, "{predicted}, {expected}");
-        assert!(of_phase().all(|family| number(&family["measured_ms"]) > 0.0), "{row}");
+        assert!(of_phase().all(|op| number(&op["measured_ms"]) > 0.0), "{row}");
     }
     let shares: Vec<f64> =
         row["regime"]["shares"].as_object().unwrap().values().map(number).collect();

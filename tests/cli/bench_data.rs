@@ -46,7 +46,7 @@ fn training() {
         let training = &row["training"];
         assert_keys(
             training,
-            &["train_quality", "quality_before", "seconds", "frozen_tensors_proven"],
+            &["train_quality", "quality_before", "seconds", "frozen_tensors_proven", "log"],
         );
         check_quality(&training["train_quality"]);
         assert!(number(&training["seconds"]) > 0.0);
@@ -129,4 +129,37 @@ fn text_shows_quality() {
     // The last of its rows is that of the table of quality.
     let backbone = text.lines().map(words).rfind(|row| row.first() == Some(&"backbone")).unwrap();
     assert_eq!(backbone.last(), Some(&"55"), "{text}");
+}
+
+/// One file that needs no other, and says what the document says.
+#[test]
+fn the_page() {
+    let workspace = Workspace::new();
+    workspace.write("a<b>&c.csv", &workspace.read("reviews.csv"));
+    let run = "bench --model model --task topic=a<b>&c.csv --task sentiment=a<b>&c.csv --batch-size 9 \
+               --rounds 3 --warmup 1 --scenarios lower:2,head:topic,all --train --max-steps 12 \
+               --report page.html --export-json bench.json";
+    workspace.ok(run);
+    let page = workspace.read("page.html");
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"), "{page}");
+    for outside in ["http:", "https:", "src=", "href=", "url(", "<script", "@import", "NaN", "inf"]
+    {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    assert!(page.contains("&lt;b&gt;&amp;c") && !page.contains("<b>"), "a name became markup");
+    // Time, memory, two tasks, training, roofline.
+    assert_eq!(page.matches("<svg ").count(), 6);
+    for tag in ["svg", "table", "figure", "title", "text", "dl", "pre"] {
+        let (open, close) = (format!("<{tag}"), format!("</{tag}>"));
+        assert_eq!(page.matches(&open).count(), page.matches(&close).count(), "{tag}");
+    }
+    let document = workspace.read_json("bench.json");
+    for row in document["scenarios"].as_array().unwrap() {
+        let freeze = row["freeze"].as_str().unwrap();
+        assert!(page.contains(&format!("<td>{freeze}</td>")), "{freeze}");
+        assert!(page.contains(&format!(">{freeze}</text>")), "{freeze}");
+    }
+    let file = &document["settings"]["data"][0];
+    let sha256 = file["sha256"].as_str().unwrap();
+    assert!(page.contains(&format!("SHA-256 {sha256}")) && sha256.len() == 64, "{file}");
 }

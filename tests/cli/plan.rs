@@ -35,7 +35,16 @@ fn document() {
     );
     assert_keys(
         &plan,
-        &["freeze", "capacity", "trainable_parameters", "phases", "total", "memory_bytes", "ops"],
+        &[
+            "freeze",
+            "capacity",
+            "trainable_parameters",
+            "phases",
+            "total",
+            "data_parallel",
+            "memory_bytes",
+            "ops",
+        ],
     );
     assert_eq!(plan["freeze"], "lower:2");
     assert_eq!(plan["trainable_parameters"], crate::LAYER + TOPIC + SENTIMENT);
@@ -157,4 +166,55 @@ fn refused() {
     }
     workspace.refused("plan --model model --arch bert-base", 2, &["--model", "--arch"]);
     workspace.refused("plan", 2, &["--model"]);
+}
+
+/// Only trained gradients travel, and a GPU alone exchanges nothing.
+#[test]
+fn several_gpus() {
+    let workspace = Workspace::new();
+    let plan = |options: &str| {
+        workspace
+            .json(&format!("plan --model model --task topic=5 --task sentiment=3 --json {options}"))
+    };
+    let cluster = "--gpus 4 --interconnect 2 --gflops 10 --bandwidth 5";
+    let mut steps = Vec::new();
+    for (freeze, n_trained) in [
+        ("none", ALL_TRAINED),
+        ("lower:2", crate::LAYER + TOPIC + SENTIMENT),
+        ("backbone", TOPIC + SENTIMENT),
+        ("all", 0),
+    ] {
+        let found = &plan(&format!("--freeze {freeze} {cluster}"))["data_parallel"];
+        let (exchange, step) = (&found["all_reduce"], &found["step"]);
+        assert_eq!(exchange["gradient_bytes"], 4 * n_trained, "{freeze}");
+        // 2 (4 - 1) / 4 of them, exactly.
+        assert_eq!(number(&exchange["bytes_a_gpu"]), 6.0 * n_trained as f64);
+        let exchange = number(&exchange["seconds"]);
+        assert!((exchange - 3e-9 * n_trained as f64).abs() <= 1e-12 * exchange, "{exchange}");
+        let [single, both, overlapped] =
+            ["single_seconds", "seconds", "overlapped_seconds"].map(|name| number(&step[name]));
+        assert!((both - single - exchange).abs() <= 1e-12 * both, "{step}");
+        assert!(single <= overlapped && overlapped <= both, "{step}");
+        assert!((number(&step["efficiency"]) - single / both).abs() <= 1e-12);
+        steps.push(both);
+    }
+    assert!(steps.windows(2).all(|pair| pair[1] < pair[0]), "{steps:?}");
+    let alone = plan("--gpus 1 --interconnect 2");
+    assert_eq!(alone["data_parallel"]["all_reduce"]["bytes_a_gpu"], 0.0);
+    assert!(alone["data_parallel"]["step"].is_null());
+    assert!(plan("")["data_parallel"].is_null());
+
+    let text = workspace.ok(&format!("plan --model model --task topic=5 --diff all {cluster}"));
+    assert_eq!(text.matches("on 4 GPUs, a batch each").count(), 2, "{text}");
+    assert!(text.contains("0.000 MB of gradients"), "{text}");
+    for (options, named) in [
+        ("--gpus 4", "--interconnect"),
+        ("--interconnect 4", "--gpus"),
+        ("--gpus 0 --interconnect 4", "--gpus"),
+        ("--gpus 2 --interconnect NaN", "--interconnect"),
+        ("--gpus 2 --interconnect -1", "--interconnect"),
+        ("--gpus 2 --interconnect 4 --gflops 3", "--bandwidth"),
+    ] {
+        workspace.refused(&format!("plan --model model {options}"), 2, &[named]);
+    }
 }

@@ -332,12 +332,14 @@ pub fn check_gpu() -> Result<()> {
     driver::probe(0).map(|_| ())
 }
 
-/// The first GPU's name.
+/// The first GPU's name, and the CUDA release that its driver serves.
 ///
 /// # Errors
 /// As [`check_gpu`].
-pub fn gpu_name() -> Result<String> {
-    Ok(driver::probe(0)?.name)
+pub fn gpu_and_driver() -> Result<(String, String)> {
+    let facts = driver::probe(0)?;
+    let (major, minor) = facts.driver;
+    Ok((facts.name, format!("CUDA {major}.{minor}")))
 }
 
 /// The first GPU's compute capability, as (9, 0).

@@ -1,0 +1,150 @@
+//! A page that shows what `bench` measured: one file without scripts, that opens offline.
+
+mod charts;
+mod svg;
+
+use std::fmt::Write;
+
+pub use self::svg::escaped;
+use super::{Bench, Row, table};
+
+const STYLE: &str = include_str!("style.css");
+
+/// The whole page.
+pub fn page(bench: &Bench) -> String {
+    let title = format!("What freezing saves: {}", model(bench));
+    let mut page = format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{0}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{0}</h1>\n\
+         <p class=\"note\">{1}, {2}</p>\n<p class=\"summary\">{3}</p>\n",
+        escaped(&title),
+        escaped(&bench.environment.line()),
+        bench.environment.date(),
+        escaped(&summary(bench)),
+    );
+    let mut section = |heading: &str, note: &str, content: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(page, "<h2>{heading}</h2>\n<p class=\"note\">{note}</p>\n{content}");
+    };
+    let figure = |svg: String| format!("<figure class=\"wide\">\n{svg}</figure>\n");
+    section(
+        "Time of a step",
+        "Medians by phase; dashed: what the plan and this machine's ceilings predict.",
+        figure(charts::time(bench)),
+    );
+    section(
+        "Memory",
+        "As planned, by kind; the line marks the measured peak.",
+        figure(charts::memory(bench)),
+    );
+    let tasks = bench.rows.iter().find_map(|row| row.training.as_ref());
+    let n_tasks = tasks.map_or(0, |training| training.eval.tasks.len());
+    let quality: String =
+        (0..n_tasks).filter_map(|task| charts::quality(bench, task)).map(figure).collect();
+    if !quality.is_empty() {
+        section(
+            "Accuracy against cost",
+            "On the evaluation rows. The dashed line joins the scenarios that no other beats in both.",
+            quality,
+        );
+    }
+    if let Some(curves) = charts::curves(bench) {
+        section("Training", "", figure(curves));
+    }
+    if let Some(roofline) = charts::roofline(bench) {
+        section(
+            "Roofline of the baseline",
+            "Each dot is one kind of op; above the slope lies what finds its operands in a cache.",
+            figure(roofline),
+        );
+    }
+    let tables: String = table::all(bench)
+        .iter()
+        .map(|table| format!("<div class=\"wide\">{}</div>\n", table.html()))
+        .collect();
+    section("Figures", &escaped(&table::batches(bench)), tables);
+    let notes: String =
+        table::notes(bench).iter().map(|note| format!("<li>{}</li>\n", escaped(note))).collect();
+    if !notes.is_empty() {
+        section("What to know", "", format!("<ul>\n{notes}</ul>\n"));
+    }
+    section("How it was measured", "", environment(bench));
+    page + "</body>\n</html>\n"
+}
+
+fn model(bench: &Bench) -> String {
+    let named = ["model", "arch"].iter().find_map(|key| bench.settings[key].as_str());
+    named.unwrap_or("a model").to_owned()
+}
+
+/// Two sentences: what the best freeze saves, and what it costs or how well it was foretold.
+fn summary(bench: &Bench) -> String {
+    let trains = |row: &&Row| row.measurement.n_trained > 0 && row.measurement.freeze != "none";
+    let speedup = |row: &Row| row.measurement.speedup.measured.median;
+    let best = bench.rows.iter().filter(trains).max_by(|a, b| speedup(a).total_cmp(&speedup(b)));
+    let Some(best) = best else {
+        let step = bench.rows.first().map_or(f64::NAN, |row| row.measurement.step_ms.median);
+        return format!("A step that trains everything takes {} ms.", table::digits(step));
+    };
+    let (measured, baseline) = (&best.measurement, bench.baseline(best));
+    let ratio = measured.speedup;
+    let memory = 1.0 - measured.memory.total() as f64 / baseline.memory.total() as f64;
+    let first = format!(
+        "Of the freezes that still train something, {} saves most: a step is {:.2} times as fast as one that trains \
+         everything ({:.2} to {:.2}, {:.2} predicted) and needs {:.0} % less memory.",
+        measured.freeze,
+        ratio.measured.median,
+        ratio.measured.low,
+        ratio.measured.high,
+        ratio.predicted,
+        100.0 * memory
+    );
+    let accuracy = |row: &Row| {
+        let tasks = &row.training.as_ref()?.eval.tasks;
+        let all: Option<Vec<f64>> = tasks.iter().map(|task| task.confusion.accuracy()).collect();
+        let all = all?;
+        Some(all.iter().sum::<f64>() / all.len() as f64)
+    };
+    let full = bench.rows.iter().find(|row| row.shape == best.shape && !trains(row));
+    let second = match (accuracy(best), full.and_then(accuracy)) {
+        (Some(own), Some(full)) => format!(
+            "Its mean accuracy over the tasks is {own:.3}, where training everything gives {full:.3}."
+        ),
+        _ => {
+            let quotient = |row: &Row| speedup(row) / row.measurement.speedup.predicted;
+            let quotients =
+                bench.rows.iter().filter(|row| row.measurement.freeze != "none").map(quotient);
+            let (low, high) = quotients.fold((f64::INFINITY, 0.0_f64), |(low, high), quotient| {
+                (low.min(quotient), high.max(quotient))
+            });
+            format!("Measured speed-ups are {low:.2} to {high:.2} times the predicted ones.")
+        }
+    };
+    format!("{first} {second}")
+}
+
+/// Where the figures come from, and how to have them again.
+fn environment(bench: &Bench) -> String {
+    let environment = &bench.environment;
+    let mut facts = vec![
+        ("frostline", environment.frostline.to_owned()),
+        ("commit", environment.commit.unwrap_or("not known").to_owned()),
+        ("device", environment.device.clone()),
+        ("driver", environment.driver.clone().unwrap_or("none".into())),
+        ("processor", environment.cpu.clone().unwrap_or("not known".into())),
+        ("threads", environment.threads.to_string()),
+        ("type", environment.dtype.name().to_owned()),
+        ("machine", bench.ceilings.line()),
+        ("date", environment.date()),
+    ];
+    for file in bench.settings["data"].as_array().into_iter().flatten() {
+        let text = |key: &str| file[key].as_str().unwrap_or("").to_owned();
+        facts.push(("data", format!("{}, SHA-256 {}", text("file"), text("sha256"))));
+    }
+    let list: String = (facts.iter())
+        .map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>\n", escaped(value)))
+        .collect();
+    let command = escaped(&environment.command_line());
+    format!("<dl>\n{list}</dl>\n<pre>{command}</pre>\n")
+}
