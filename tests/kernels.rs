@@ -15,7 +15,9 @@ use frostline::backend::shadow::{Comparison, shadow};
 use frostline::backend::{Backend, Bound, StepState, Timing};
 use frostline::batch::Batch;
 use frostline::model::{Config, Family, Network, ParamId, Pooling};
-use frostline::plan::{Capacity, Layout, StepOptions, fuse::fuse, prune, training_step};
+use frostline::plan::{
+    BufId, Capacity, Counts, Layout, Op, StepOptions, fuse::fuse, prune, training_step,
+};
 use frostline::tensor::DType;
 
 const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
@@ -274,4 +276,61 @@ fn memory_is_used_as_it_is_made() {
         }
     }
     assert!(n_checked[0] > 15 && n_checked[1] > 10, "{n_checked:?}");
+}
+
+/// What the plan says of products is what tensor cores are told to do: an instruction of 16 x 8 x 16 is 4096
+/// FLOPs, and shapes that fill every tile leave none of them idle.
+#[test]
+fn planned_products_are_the_instructions_that_run() {
+    const FLOPS: u64 = 2 * 16 * 8 * 16;
+    let config = Config {
+        hidden_size: 128,
+        n_heads: 2,
+        intermediate_size: 256,
+        max_positions: 130,
+        ..tiny_config(Family::Bert, 2)
+    };
+    let network = network_of(&config, Pooling::Mean);
+    let batch = random_batch(&network, &[64, 128, 64], 11);
+    for spec in ["none", "lower:1", "layers:1..2", "all"] {
+        let mut it = emulated(&network, &batch, spec, DType::Bf16, true, Schedule::default());
+        let times = it.backend.run(&it.bound, &batch, &STATE, Timing::Ops).unwrap();
+        let plan = it.bound.plan.clone();
+        let mut counted = times.counts.iter();
+        let mut n_checked = 0;
+        for (op, launches) in plan.ops.iter().zip(it.backend.launches(&it.bound)) {
+            let mma: u64 = counted.by_ref().take(launches.len()).map(|counts| counts.mma).sum();
+            let values = |buf: BufId| plan.buffer(buf).n_elements(256, 3) as u64;
+            let (weights, outputs, has_bias_gradient) = match op {
+                Op::GemmFwd { parts, .. } => {
+                    (parts.iter().map(|part| values(part.weight)).sum::<u64>(), 0, false)
+                }
+                Op::GemmGeluFwd { weight, out, .. } => (values(*weight), values(*out), false),
+                Op::GemmDgrad { parts, .. } => {
+                    (parts.iter().map(|part| values(part.weight)).sum(), 0, false)
+                }
+                Op::GemmGeluDgrad { weight, dx, .. } => (values(*weight), values(*dx), false),
+                Op::GemmWgrad { parts, .. } => (
+                    parts.iter().map(|part| values(part.dweight)).sum(),
+                    parts.iter().map(|part| values(part.dout)).sum(),
+                    parts.iter().any(|part| part.dbias.is_some()),
+                ),
+                _ => continue,
+            };
+            n_checked += 1;
+            let products = 2 * 256 * weights;
+            let planned = plan.cost(op, &Counts::of(&batch)).flops;
+            // GELU and the sums of a bias gradient: at most 11 operations a value.
+            let others = planned - products;
+            assert!(others <= 11 * outputs, "{spec}, {}: {others}", op.name());
+            if has_bias_gradient {
+                // Sums are products with ones, one instruction beside those of a whole tile.
+                let ones = (mma * FLOPS).checked_sub(products).unwrap();
+                assert!(0 < ones && ones <= products / 8, "{spec}: {ones} beside {products}");
+            } else {
+                assert_eq!(mma * FLOPS, products, "{spec}, {}", op.name());
+            }
+        }
+        assert!(counted.next().is_none() && n_checked >= 8, "{spec}: {n_checked}");
+    }
 }
