@@ -4,8 +4,8 @@
 // memory of its blocks for BERT-base, and the share of a multiprocessor's warps that these leave room for; then
 // the floor of the op's largest launch in a step of BERT-base, at 64 sequences of 128 tokens (16 of 512 for
 // attention_long): the larger of flops / 700 TF/s (60 in f32) and bytes / 3.0 TB/s, both assumed, with the
-// error that such a floor has. `a launch`: less than one costs. tests/gates.rs checks all but the floor, which
-// `frostline plan --arch bert-base` gives.
+// error that such a floor has. `a launch`: less than one costs. tests/gates.rs checks these lines, and the floors
+// tests/plan/floors.rs.
 #pragma once
 #include "ptx.cuh"
 

@@ -9,8 +9,7 @@ cd "$(dirname "$0")/../.."
 family=${1:?which family?}
 mode=${2:-plain}
 case $family in
-  embedding_layernorm) kernels="embedding layernorm" ;;
-  elementwise_head_optimizer) kernels="elementwise head optimizer" ;;
+  embedding | layernorm | elementwise | head | optimizer) kernels=$family ;;
   gemm) kernels="gemm_f32 gemm_bf16" ;;
   attention) kernels="attention_plain attention_tile attention_long" ;;
   selftest) kernels="emulator/tests/selftest" ;;

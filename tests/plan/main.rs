@@ -4,6 +4,7 @@
 mod common;
 
 mod costs;
+mod floors;
 mod golden;
 mod layout;
 mod masks;
