@@ -30,7 +30,13 @@ fn floors(dtype: DType, sequences: usize, length: usize) -> BTreeMap<&'static st
         let mut floors: BTreeMap<&str, f64> = BTreeMap::new();
         for pooling in [Pooling::Mean, Pooling::Pooler] {
             let network = network_of(&config, pooling);
-            for spec in ["none", "embeddings", "name:*LayerNorm*", "all+keep:*.bias"] {
+            for spec in [
+                "none",
+                "embeddings",
+                "name:*LayerNorm*",
+                "all+keep:*.bias",
+                "all+keep:*attention.output.LayerNorm*",
+            ] {
                 let options = StepOptions { compute: dtype, ..options(capacity, true, Some(1.0)) };
                 let plan = plan_of(&network, spec, &options, fused);
                 for op in &plan.ops {
