@@ -5,6 +5,7 @@ mod bench;
 mod bench_data;
 mod config_file;
 mod freeze;
+mod memory;
 mod plan;
 mod profile;
 mod shell;
