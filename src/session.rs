@@ -62,7 +62,11 @@ impl Engine {
         Session::new(network, values, self.backend()?, self.compute)
     }
 
-    fn backend(self) -> Result<Box<dyn Backend>> {
+    /// The device alone, with nothing on it yet.
+    ///
+    /// # Errors
+    /// As [`Engine::session`].
+    pub fn backend(self) -> Result<Box<dyn Backend>> {
         match self.device {
             Device::Cpu => Ok(Box::new(HostBackend::new(Cpu))),
             Device::Cuda { graphs } => cuda::on_gpu(graphs),
@@ -180,10 +184,27 @@ impl Session {
         self.backend.launches(&step.bound)
     }
 
-    /// The logits of a task after a run, `[B, C]`.
+    /// Bytes in use on the device as its driver counts them; None where the device is this process.
     ///
     /// # Errors
     /// When the device fails; so for all that follows.
+    pub fn used_bytes(&self) -> Result<Option<usize>> {
+        self.backend.used_bytes()
+    }
+
+    /// Tells a profiler that waits for it (`nsys profile --capture-range=cudaProfilerApi`) to begin with its
+    /// records, or to stop.
+    ///
+    /// # Errors
+    /// As [`Session::used_bytes`].
+    pub fn capture(&mut self, on: bool) -> Result<()> {
+        self.backend.capture(on)
+    }
+
+    /// The logits of a task after a run, `[B, C]`.
+    ///
+    /// # Errors
+    /// As [`Session::used_bytes`].
     pub fn logits(&mut self, step: &Step, task: usize) -> Result<Vec<f32>> {
         self.backend.read(&step.bound, step.plan().tasks[task].logits)
     }
@@ -191,7 +212,7 @@ impl Session {
     /// The encoder's last hidden state after a run of a step that trains nothing, `[T, D]`.
     ///
     /// # Errors
-    /// As [`Session::logits`].
+    /// As [`Session::used_bytes`].
     pub fn last_hidden(&mut self, step: &Step) -> Result<Vec<f32>> {
         self.backend.read(&step.bound, step.plan().last_hidden)
     }
@@ -199,7 +220,7 @@ impl Session {
     /// A parameter's gradient after a run, before clipping; None where the step makes none.
     ///
     /// # Errors
-    /// As [`Session::logits`].
+    /// As [`Session::used_bytes`].
     pub fn gradient(&mut self, step: &Step, param: ParamId) -> Result<Option<Vec<f32>>> {
         step.plan().gradient(param).map(|buf| self.backend.read(&step.bound, buf)).transpose()
     }
@@ -207,7 +228,7 @@ impl Session {
     /// A parameter as it is now.
     ///
     /// # Errors
-    /// As [`Session::logits`].
+    /// As [`Session::used_bytes`].
     pub fn value(&mut self, param: ParamId) -> Result<Vec<f32>> {
         self.backend.read_value(param)
     }

@@ -334,3 +334,33 @@ fn planned_products_are_the_instructions_that_run() {
         assert!(counted.next().is_none() && n_checked >= 8, "{spec}: {n_checked}");
     }
 }
+
+/// Profilers see the ranges of a step, phase by phase and op by op.
+#[test]
+fn ranges_nest_as_the_plan_does() {
+    let network = network(2, 64, Pooling::Mean);
+    let batch = random_batch(&network, &[7, 12], 1);
+    let mut it = emulated(&network, &batch, "lower:1", DType::F32, true, Schedule::default());
+    let run = |it: &mut Emulated| {
+        it.backend.capture(true).unwrap();
+        it.backend.run(&it.bound, &batch, &STATE, Timing::Off).unwrap();
+        it.backend.capture(false).unwrap();
+        let ranges = it.backend.device().ranges().to_vec();
+        it.backend.run(&it.bound, &batch, &STATE, Timing::Ops).unwrap();
+        assert_eq!(it.backend.device().ranges(), ranges, "a range that nobody asked for");
+        ranges
+    };
+    let ranges = run(&mut it);
+    let plan = it.bound.plan.clone();
+    let mut expected = vec!["step".to_owned()];
+    let mut phase = None;
+    for op in &plan.ops {
+        if phase.replace(op.phase()) != Some(op.phase()) {
+            expected.push(format!("  {}", op.phase().name()));
+        }
+        let target = op.writes().into_iter().chain(op.updates()).next().unwrap();
+        expected.push(format!("    {} {}", op.name(), plan.buffer(target).name));
+    }
+    assert_eq!(ranges, expected);
+    assert!(expected.contains(&"  optimizer".to_owned()));
+}

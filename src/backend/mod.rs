@@ -162,6 +162,18 @@ pub trait Backend {
     /// The launches of each op of a bound plan, in the order of its ops; empty where ops are no kernels.
     fn launches(&self, bound: &Bound) -> &[Vec<KernelLaunch>];
 
+    /// Bytes in use on the device as its driver counts them; None where the device is this process.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn used_bytes(&self) -> Result<Option<usize>>;
+
+    /// Tells a profiler that waits for it to begin with its records (`on`), or to stop.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn capture(&mut self, on: bool) -> Result<()>;
+
     /// The live elements of a buffer after a run of this plan: a result, a gradient, or an activation
     /// that nothing has overwritten.
     ///

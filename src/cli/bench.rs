@@ -13,10 +13,13 @@ use super::step::Rates;
 use super::train::TrainingArgs;
 use super::workload::{Settings, Workload};
 use super::{memory_probe, print, print_json, progress};
+use crate::backend::cuda;
 use crate::batch::Batch;
 use crate::freeze::FreezeSpec;
 use crate::measure::Ceilings;
-use crate::measure::scenarios::{MeasureOptions, Scenario, against_itself, measure, step_options};
+use crate::measure::aa::against_itself;
+use crate::measure::power::{Gauge, NvmlGauge};
+use crate::measure::scenarios::{MeasureOptions, Scenario, measure, step_options};
 use crate::model::{Network, Source};
 use crate::plan::Capacity;
 use crate::report::environment::Environment;
@@ -173,12 +176,14 @@ impl<'a> Bencher<'a> {
         let bar = progress::bar(1, "measuring steps");
         let mut session = engine.session(self.network.clone(), self.initial.clone())?;
         let (ceilings, options) = (&self.ceilings, &self.options);
+        let mut gauge = self.gauge()?;
         let measured = measure(
             &mut session,
             &self.scenarios,
             &batches,
             ceilings,
             options,
+            gauge.as_mut().map(|gauge| gauge as &mut dyn Gauge),
             |freeze, n_steps| {
                 bar.set_length(n_steps as u64);
                 bar.set_message(format!("measuring {freeze}"));
@@ -196,12 +201,22 @@ impl<'a> Bencher<'a> {
             mean_tokens: n_tokens as f64 / batches.len() as f64,
             batch_lengths: batches.iter().map(|batch| batch.lengths().collect()).collect(),
             warmup_rounds: measured.n_warmup,
+            clocks: measured.clocks,
             aa,
         });
         let rows = measured.scenarios.into_iter().zip(peaks).map(|(measurement, peak_measured)| {
             Row { shape, measurement, peak_measured, training: None }
         });
         Ok(rows.collect())
+    }
+
+    /// What reads a GPU's clocks and energy; without it a line says why, and they are left out.
+    fn gauge(&self) -> Result<Option<NvmlGauge>> {
+        if !matches!(self.engine.device, Device::Cuda { .. }) {
+            return Ok(None);
+        }
+        let opened = NvmlGauge::open(&cuda::gpu_uuid()?);
+        Ok(opened.map_err(|why| eprintln!("clocks and energy are not measured: {why}")).ok())
     }
 
     /// The A/A test, if asked for.
@@ -225,13 +240,8 @@ impl<'a> Bencher<'a> {
         let (model, clip) = (&self.args.model, self.args.rates.clip());
         let peak = |scenario: &Scenario| {
             bar.inc(1);
-            match self.engine.device {
-                Device::Cpu => {
-                    memory_probe::measure(model, &self.network, &scenario.freeze, capacity, clip)
-                }
-                // A process's own memory says nothing of a device's.
-                Device::Cuda { .. } | Device::Emulated { .. } => None,
-            }
+            let (network, engine) = (&self.network, self.engine);
+            memory_probe::measure(model, network, engine, &scenario.freeze, capacity, clip)
         };
         let peaks = self.scenarios.iter().map(peak).collect();
         bar.finish_and_clear();

@@ -1,5 +1,6 @@
 //! `frostline profile`: where the time of a step goes, op by op and kernel by kernel.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -48,6 +49,10 @@ pub struct Args {
     /// Write a trace for Perfetto or chrome://tracing
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Steps A to B - 1, warm-up included and counted from 0, that a profiler records which waits for it (nsys
+    /// profile -c cudaProfilerApi, ncu --profile-from-start off)
+    #[arg(long, value_name = "A:B", value_parser = steps)]
+    profile_steps: Option<Range<usize>>,
     #[command(flatten)]
     rates: Rates,
     #[command(flatten)]
@@ -68,6 +73,11 @@ pub fn run(args: &Args) -> Result<()> {
     if engine.device.is_emulated() && args.trace.is_some() {
         return Err(Error::usage("--trace: the emulator's times say nothing of a GPU"));
     }
+    if args.profile_steps.is_some() && engine.device == Device::Cpu {
+        return Err(Error::usage(
+            "--profile-steps: only profilers of GPUs wait for it, see --device",
+        ));
+    }
     let source = args.model.source()?;
     let workload = Workload::open(&args.data, args.batch.max_length, &source, args.run.seed)?;
     let network = source.network(&workload.task_sizes(), args.model.pooling)?;
@@ -84,14 +94,24 @@ pub fn run(args: &Args) -> Result<()> {
         Device::Emulated { .. } => (args.rounds.unwrap_or(1), args.warmup.unwrap_or(0)),
         Device::Cpu | Device::Cuda { .. } => (args.rounds.unwrap_or(10), args.warmup.unwrap_or(2)),
     };
+    if let Some(steps) = args.profile_steps.as_ref().filter(|one| one.end > n_warmup + n_rounds) {
+        return Err(Error::usage(format!(
+            "--profile-steps {}:{}: there are {} steps, {n_warmup} of --warmup and {n_rounds} of --rounds",
+            steps.start,
+            steps.end,
+            n_warmup + n_rounds
+        )));
+    }
     let options = args.rates.measured(n_rounds, Some(n_warmup), args.run.seed);
     let mut session = engine.session(network, values)?;
     let n_steps = ((n_rounds + n_warmup) * scenarios.len()) as u64;
     let bar = progress::bar(n_steps, "profiling");
-    let profiles = profile(&mut session, &scenarios, batch, &ceilings, &options, |freeze| {
-        bar.set_message(format!("profiling {freeze}"));
-        bar.inc(1);
-    })?;
+    let capture = args.profile_steps.as_ref();
+    let profiles =
+        profile(&mut session, &scenarios, batch, &ceilings, &options, capture, |freeze| {
+            bar.set_message(format!("profiling {freeze}"));
+            bar.inc(1);
+        })?;
     bar.finish_and_clear();
     if let Some(path) = &args.trace {
         write_trace(path, &profiles)?;
@@ -102,6 +122,15 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         print(&text(&run, &profiles)?)
     }
+}
+
+/// `A:B`, half-open and not empty.
+fn steps(text: &str) -> std::result::Result<Range<usize>, String> {
+    let (start, end) = text.split_once(':').ok_or("two numbers with a colon, as 2:5")?;
+    let number =
+        |text: &str| text.parse().map_err(|_| format!("{text:?} is not a number of steps"));
+    let steps: Range<usize> = number(start)?..number(end)?;
+    if steps.is_empty() { Err("no step lies between the two".into()) } else { Ok(steps) }
 }
 
 /// What the profiles were taken with.

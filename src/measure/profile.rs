@@ -1,5 +1,7 @@
 //! Where the time of a step goes: op by op, and launch by launch where ops are kernels.
 
+use std::ops::Range;
+
 use super::ceilings::{Ceilings, predicted_op_seconds};
 use super::scenarios::{MeasureOptions, Scenario, step_options};
 use super::stats::median;
@@ -51,8 +53,9 @@ impl Profile {
     }
 }
 
-/// Times every op of each scenario's step on one batch, round by round in turn. `progress` is told after
-/// every step.
+/// Times every op of each scenario's step on one batch, round by round in turn, those before the first that
+/// counts included in their numbers. A profiler that waits for it sees the rounds of `capture`. `progress` is told
+/// after every step.
 ///
 /// Ops are timed one by one, so that a step takes a little longer than when it runs unobserved.
 ///
@@ -64,6 +67,7 @@ pub fn profile(
     batch: &Batch,
     ceilings: &Ceilings,
     options: &MeasureOptions,
+    capture: Option<&Range<usize>>,
     mut progress: impl FnMut(&str),
 ) -> Result<Vec<Profile>> {
     let step = step_options(Capacity::of([batch]), session.compute(), options.max_grad_norm);
@@ -73,6 +77,9 @@ pub fn profile(
     let mut times: Vec<Vec<StepTimes>> = vec![Vec::new(); steps.len()];
     let n_warmup = options.n_warmup.unwrap_or(0);
     for round in 0..n_warmup + options.n_rounds {
+        if capture.is_some_and(|rounds| rounds.start == round) {
+            session.capture(true)?;
+        }
         for (at, step) in steps.iter().enumerate() {
             let state = options.state(round as u64 + 1);
             let outcome = session.run(step, batch, &state, Timing::Ops)?;
@@ -80,6 +87,9 @@ pub fn profile(
                 times[at].push(outcome.times);
             }
             progress(&scenarios[at].freeze);
+        }
+        if capture.is_some_and(|rounds| rounds.end == round + 1) {
+            session.capture(false)?;
         }
     }
     let counts = Counts::of(batch);

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::ceilings::{Ceilings, predicted_op_seconds, predicted_phase_seconds};
 use super::findings::InputGradients;
+use super::power::{self, Clocks, Energy, Gauge};
 use super::regime::Regime;
 use super::stats::{Interval, median, median_interval, outliers, ratio_interval};
 use crate::Result;
@@ -92,6 +93,8 @@ pub struct Measurement {
     /// Where its time goes, on one batch of middling size.
     pub ops: Vec<OpTime>,
     pub input_gradients: InputGradients,
+    /// What it draws, where that could be read.
+    pub energy: Option<Energy>,
 }
 
 impl Measurement {
@@ -126,6 +129,8 @@ pub struct Measured {
     pub scenarios: Vec<Measurement>,
     /// Rounds that did not count.
     pub n_warmup: usize,
+    /// Of the rounds that counted, where they could be read.
+    pub clocks: Option<Clocks>,
 }
 
 /// Rounds that time every op.
@@ -139,23 +144,23 @@ const MIN_WARMUP: usize = 3;
 const STEADY: f64 = 0.02;
 
 /// A scenario while it is being measured.
-struct Run {
+pub(super) struct Run {
     step: Step,
-    times_ms: Vec<f64>,
-    phases_ms: [Vec<f64>; 3],
+    pub times_ms: Vec<f64>,
+    pub phases_ms: [Vec<f64>; 3],
     /// By op, a list a round.
     ops_ms: Vec<Vec<f64>>,
     n_steps: u64,
 }
 
 impl Run {
-    fn new(step: Step) -> Self {
+    pub(super) fn new(step: Step) -> Self {
         let (times_ms, phases_ms, ops_ms) = Default::default();
         Self { step, times_ms, phases_ms, ops_ms, n_steps: 0 }
     }
 
     /// Runs one step, and says what it took.
-    fn step(
+    pub(super) fn step(
         &mut self,
         session: &mut Session,
         batch: &Batch,
@@ -176,7 +181,7 @@ pub fn step_options(capacity: Capacity, compute: DType, max_grad_norm: Option<f3
 }
 
 /// Measures `scenarios`, the first of which is the baseline; round `i` runs on batch `i` modulo their
-/// number. `progress` is told before every step what is measured and how many steps there will be, as
+/// number. `gauge` is read between rounds, and around some seconds of each scenario's steps. `progress` is told before every step what is measured and how many steps there will be, as
 /// far as is known.
 ///
 /// # Errors
@@ -190,6 +195,7 @@ pub fn measure(
     batches: &[Batch],
     ceilings: &Ceilings,
     options: &MeasureOptions,
+    mut gauge: Option<&mut dyn Gauge>,
     mut progress: impl FnMut(&str, usize),
 ) -> Result<Measured> {
     assert!(!scenarios.is_empty() && !batches.is_empty() && options.n_rounds > 0);
@@ -224,12 +230,14 @@ pub fn measure(
         fastest = fastest.min(round_ms);
     }
     let n_steps = (n_warmup + n_rounds_left) * runs.len();
+    let mut readings = Vec::new();
     for round in 0..options.n_rounds {
         let batch = &batches[round % batches.len()];
         for at in shuffled(runs.len(), &mut random) {
             progress(&scenarios[at].freeze, n_steps);
             one_round(session, &mut runs[at], batch, options)?;
         }
+        readings.extend(gauge.as_mut().and_then(|gauge| gauge.read()));
     }
     let middling = middling(batches);
     for _ in 0..N_OP_ROUNDS {
@@ -239,14 +247,27 @@ pub fn measure(
             runs[at].ops_ms.push(times.ops.iter().map(|time| time.as_secs_f64() * 1e3).collect());
         }
     }
+    let mut energies = vec![None; runs.len()];
+    if let Some(gauge) = gauge {
+        for (run, energy) in runs.iter_mut().zip(&mut energies) {
+            let mut batches = batches.iter().cycle();
+            *energy = power::energy(gauge, || {
+                // There is a batch, and they never end.
+                let batch = batches.next().expect("batches");
+                run.step(session, batch, options, Timing::Off)?;
+                Ok(batch.n_sequences())
+            })?;
+        }
+    }
     // The batches of the rounds that counted.
     let counts: Vec<Counts> =
         (0..options.n_rounds).map(|round| Counts::of(&batches[round % batches.len()])).collect();
     let baseline_ms = runs[0].times_ms.clone();
     let mut measured: Vec<Measurement> = Vec::with_capacity(runs.len());
-    for (run, scenario) in runs.into_iter().zip(scenarios) {
+    for ((run, scenario), energy) in runs.into_iter().zip(scenarios).zip(energies) {
         let mut one =
             measurement(run, scenario, &counts, &Counts::of(middling), ceilings, options)?;
+        one.energy = energy;
         if let Some(baseline) = measured.first() {
             one.speedup = Speedup {
                 ideal: baseline.flops() / one.flops(),
@@ -256,55 +277,17 @@ pub fn measure(
         }
         measured.push(one);
     }
-    Ok(Measured { scenarios: measured, n_warmup })
+    Ok(Measured { scenarios: measured, n_warmup, clocks: Clocks::of(&readings) })
 }
 
-/// The A/A test: a scenario against itself, `n_repeats` times, each with as many interleaved rounds as a
-/// measurement has. Nothing differs but chance, so a 95 % interval should miss 1 in a twentieth of the
-/// repeats, and its width is the least difference that a measurement here can show.
-///
-/// # Errors
-/// As [`measure`].
-pub fn against_itself(
-    session: &mut Session,
-    scenario: &Scenario,
-    batches: &[Batch],
-    options: &MeasureOptions,
-    n_repeats: usize,
-    mut progress: impl FnMut(),
-) -> Result<Vec<Interval>> {
-    let step = step_options(Capacity::of(batches), session.compute(), options.max_grad_norm);
-    let step = session.compile(&scenario.mask, &step)?;
-    let mut runs = [Run::new(step.clone()), Run::new(step)];
-    let mut random = SplitMix64::new(options.seed);
-    for run in &mut runs {
-        run.step(session, largest(batches), options, Timing::Phases)?;
-    }
-    (0..n_repeats as u64)
-        .map(|repeat| {
-            for run in &mut runs {
-                (run.times_ms, run.phases_ms) = Default::default();
-            }
-            for round in 0..options.n_rounds {
-                let batch = &batches[round % batches.len()];
-                for at in shuffled(2, &mut random) {
-                    one_round(session, &mut runs[at], batch, options)?;
-                }
-            }
-            progress();
-            ratio_interval(&runs[0].times_ms, &runs[1].times_ms, options.seed ^ repeat)
-        })
-        .collect()
-}
-
-fn shuffled(n: usize, random: &mut SplitMix64) -> Vec<usize> {
+pub(super) fn shuffled(n: usize, random: &mut SplitMix64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     random.shuffle(&mut order);
     order
 }
 
 /// The batch of most tokens: a warm-up on it touches all memory that a round will.
-fn largest(batches: &[Batch]) -> &Batch {
+pub(super) fn largest(batches: &[Batch]) -> &Batch {
     batches.iter().max_by_key(|batch| batch.n_tokens()).unwrap_or(&batches[0])
 }
 
@@ -315,7 +298,7 @@ fn middling(batches: &[Batch]) -> &Batch {
     by_size[by_size.len() / 2]
 }
 
-fn one_round(
+pub(super) fn one_round(
     session: &mut Session,
     run: &mut Run,
     batch: &Batch,
@@ -370,6 +353,7 @@ fn measurement(
         ops: op_times(&run, op_counts, ceilings)?,
         input_gradients: InputGradients::of(plan, op_counts),
         times_ms: run.times_ms,
+        energy: None,
     })
 }
 

@@ -1,6 +1,6 @@
 //! What `bench` measured, for other programs: one CSV line a scenario, and a Markdown page.
 
-use super::{Bench, Row, table};
+use super::{Bench, Row, cells, table};
 use crate::Error;
 use crate::plan::Phase;
 
@@ -48,6 +48,13 @@ fn columns(bench: &Bench, row: &Row, tasks: &[String]) -> Vec<(String, String)> 
     ] {
         push(name, value.map_or(String::new(), |bytes| bytes.to_string()));
     }
+    let energy = measured.energy;
+    for (name, value) in [
+        ("watts", energy.map(|energy| energy.watts)),
+        ("joules_per_thousand_samples", energy.map(|energy| energy.joules_per_thousand_samples)),
+    ] {
+        push(name, value.map_or(String::new(), |value| value.to_string()));
+    }
     for (at, task) in tasks.iter().enumerate() {
         let confusion = row.training.as_ref().map(|training| &training.eval.tasks[at].confusion);
         let show = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
@@ -81,6 +88,6 @@ pub fn csv(bench: &Bench) -> Result<Vec<u8>, Error> {
 
 /// The tables that people see, as Markdown.
 pub fn markdown(bench: &Bench) -> String {
-    let tables: Vec<String> = table::all(bench).iter().map(table::Cells::markdown).collect();
+    let tables: Vec<String> = table::all(bench).iter().map(cells::Cells::markdown).collect();
     format!("{}\n\n{}", bench.environment.line(), tables.join("\n"))
 }

@@ -42,6 +42,7 @@ fn scenario(bench: &Bench, row: &Row) -> Value {
         "ops": measurement.ops,
         "regime": { "bound": regime.bound, "shares": shares.collect::<Map<_, _>>() },
         "input_gradients": measurement.input_gradients,
+        "energy": measurement.energy,
         "findings": bench.findings(row),
         "step_ms": {
             "median": measurement.step_ms.median,

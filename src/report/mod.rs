@@ -1,6 +1,7 @@
-//! Renderings of what was measured: tables for people ([`table`]), one JSON document for programs
+//! Renderings of what was measured: tables for people ([`table`], drawn by [`cells`]), one JSON document for programs
 //! ([`json`]), what others read ([`export`]), a page of pictures ([`html`]), and a step op by op ([`profile`]).
 
+pub mod cells;
 pub mod environment;
 pub mod export;
 pub mod html;
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 use crate::Result;
 use crate::measure::findings::findings;
+use crate::measure::power::Clocks;
 use crate::measure::scenarios::Measurement;
 use crate::measure::stats::median;
 use crate::measure::{Ceilings, Interval};
@@ -62,6 +64,8 @@ pub struct Shape {
     pub batch_lengths: Vec<Vec<usize>>,
     /// Rounds that did not count.
     pub warmup_rounds: usize,
+    /// Of a GPU during the rounds, where they could be read.
+    pub clocks: Option<Clocks>,
     /// The baseline against itself, if asked for.
     pub aa: Option<AgainstItself>,
 }
@@ -139,4 +143,89 @@ pub struct Training {
     pub log: Vec<LogLine>,
     /// Frozen tensors that were compared with the file.
     pub n_proven: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Batch;
+    use crate::freeze::FreezeSpec;
+    use crate::measure::power::tests::Fake;
+    use crate::measure::scenarios::{MeasureOptions, Scenario, measure};
+    use crate::model::{Config, Network, Pooling};
+    use crate::report::environment::Environment;
+    use crate::session::Engine;
+
+    /// A step of one sequence of two tokens, with clocks and energy.
+    #[test]
+    fn clocks_and_energy_stand_beside_the_times() {
+        let mut config = Config::published("minilm-l6").unwrap();
+        (config.vocab_size, config.n_layers) = (10, 1);
+        let network =
+            Network::new(&config, None, &[("topic".to_owned(), 2)], Pooling::Cls).unwrap();
+        let values =
+            network.param_ids().map(|id| vec![0.0; network.param(id).n_elements()]).collect();
+        let scenarios = ["none", "all"].map(|freeze| Scenario {
+            freeze: freeze.to_owned(),
+            mask: FreezeSpec::parse(freeze).unwrap().mask(&network).unwrap(),
+        });
+        let batch = Batch {
+            input_ids: vec![1, 2],
+            token_type_ids: vec![0, 0],
+            position_ids: vec![0, 1],
+            cu_seqlens: vec![0, 2],
+            labels: vec![vec![0]],
+        };
+        let ceilings =
+            Ceilings { gemm_flops_per_second: 1e11, copy_bytes_per_second: 1e10, op_seconds: 1e-6 };
+        let options = MeasureOptions {
+            n_rounds: 3,
+            n_warmup: Some(1),
+            learning_rate: 0.0,
+            head_learning_rate: 0.0,
+            weight_decay: 0.0,
+            max_grad_norm: None,
+            seed: 1,
+        };
+        let mut session = Engine::CPU.session(network, values).unwrap();
+        let (mut fake, batches) = (Fake(0.0), [batch]);
+        let measured = measure(
+            &mut session,
+            &scenarios,
+            &batches,
+            &ceilings,
+            &options,
+            Some(&mut fake),
+            |_, _| {},
+        );
+        let measured = measured.unwrap();
+        let shape = Shape {
+            batch_size: Some(1),
+            batch_tokens: None,
+            max_length: 2,
+            mean_tokens: 2.0,
+            batch_lengths: vec![vec![2]],
+            warmup_rounds: 1,
+            clocks: measured.clocks,
+            aa: None,
+        };
+        let row = |measurement| Row { shape: 0, measurement, peak_measured: None, training: None };
+        let bench = Bench {
+            environment: Environment::of(Engine::CPU).unwrap(),
+            settings: serde_json::Value::Null,
+            ceilings,
+            n_values: 0,
+            shapes: vec![shape],
+            rows: measured.scenarios.into_iter().map(row).collect(),
+        };
+        let text = table::text(&bench);
+        assert!(text.contains("1 x 2: multiprocessors at 1980 to 1980 MHz"), "{text}");
+        let energy = table::energy(&bench).unwrap();
+        assert_eq!(energy.rows.len(), 2);
+        assert_eq!(energy.rows[0][3], "100.0 %");
+        assert!(energy.rows[1][2].parse::<f64>().unwrap() > 0.0, "{text}");
+        let document = json::document(&bench);
+        assert!(document["scenarios"][1]["energy"]["watts"].as_f64().unwrap() > 0.0);
+        assert_eq!(document["shapes"][0]["clocks"]["moved"], false);
+    }
 }

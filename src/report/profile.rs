@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::table::{digits, draw};
+use super::cells::draw;
+use super::table::digits;
 use crate::backend::cuda::occupancy::{Multiprocessor, resources_of};
 use crate::backend::{KernelLaunch, LaunchCounts};
 use crate::measure::profile::{LaunchProfile, OpProfile, Profile};

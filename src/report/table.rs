@@ -1,79 +1,11 @@
 //! Tables for people, one row a scenario: as plain text, and as Markdown.
 
-use comfy_table::presets::ASCII_BORDERS_ONLY_CONDENSED;
-use comfy_table::{CellAlignment, Table};
-
-use super::html::escaped;
-use super::{Bench, Row, Shape};
+use super::cells::Cells;
+use super::{Bench, Shape};
 use crate::measure::Interval;
+use crate::measure::power::Energy;
 use crate::plan::{Family, Phase};
 use crate::train::evaluate::TaskQuality;
-
-/// The cells of a table. A heading may have a second line; one without a first line shares that of the column
-/// on its left.
-pub struct Cells {
-    header: Vec<String>,
-    rows: Vec<Vec<String>>,
-}
-
-impl Cells {
-    /// A row for each of the bench's, that begins with its freeze and, where there are several, its batches.
-    fn new(bench: &Bench, header: &[&str], cells: impl Fn(&Row) -> Vec<String>) -> Self {
-        let has_shapes = bench.shapes.len() > 1;
-        let mut all = vec!["freeze".to_owned()];
-        if has_shapes {
-            all.push("batch x\nlength".to_owned());
-        }
-        all.extend(header.iter().map(|&heading| heading.to_owned()));
-        let row = |row: &Row| {
-            let mut all = vec![row.measurement.freeze.clone()];
-            if has_shapes {
-                all.push(bench.shape(row).label());
-            }
-            all.extend(cells(row));
-            all
-        };
-        Self { header: all, rows: bench.rows.iter().map(row).collect() }
-    }
-
-    /// For a terminal.
-    pub fn text(&self) -> String {
-        let header: Vec<&str> = self.header.iter().map(String::as_str).collect();
-        draw(&header, self.rows.clone())
-    }
-
-    /// An HTML table.
-    pub fn html(&self) -> String {
-        let line = |tag: &str, cells: &[String]| {
-            let cells: String = (cells.iter())
-                .map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell).replace('\n', "<br>")))
-                .collect();
-            format!("<tr>{cells}</tr>\n")
-        };
-        let rows: String = self.rows.iter().map(|row| line("td", row)).collect();
-        let header = line("th", &self.header);
-        format!("<table>\n<thead>{header}</thead>\n<tbody>{rows}</tbody>\n</table>\n")
-    }
-
-    /// A Markdown table, in which headings have one line.
-    pub fn markdown(&self) -> String {
-        let (mut first_line, mut header) = (String::new(), Vec::new());
-        for heading in &self.header {
-            let (first, second) = heading.split_once('\n').unwrap_or((heading, ""));
-            if !first.is_empty() {
-                first_line = first.to_owned();
-            }
-            header.push(format!("{first_line} {second}").trim_end().to_owned());
-        }
-        let line = |cells: &[String]| {
-            let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
-            format!("| {} |\n", cells.join(" | "))
-        };
-        let figures = "---:|".repeat(self.header.len() - 1);
-        let rows: String = self.rows.iter().map(|row| line(row)).collect();
-        format!("{}|---|{figures}\n{rows}", line(&header))
-    }
-}
 
 /// All that people see.
 pub fn text(bench: &Bench) -> String {
@@ -114,6 +46,8 @@ pub(super) fn notes(bench: &Bench) -> Vec<String> {
         }
     }
     for shape in &bench.shapes {
+        let clocks = shape.clocks.as_ref();
+        notes.extend(clocks.map(|clocks| format!("{}: {}", shape.label(), clocks.text())));
         notes.extend(shape.aa.as_ref().map(|aa| format!("{}: {}", shape.label(), aa.text())));
     }
     notes
@@ -139,6 +73,7 @@ pub fn all(bench: &Bench) -> Vec<Cells> {
         Some(prediction(bench)),
         Some(families(bench)),
         Some(memory(bench)),
+        energy(bench),
         quality(bench),
     ];
     tables.into_iter().flatten().collect()
@@ -176,6 +111,23 @@ fn time(bench: &Bench) -> Cells {
         ]);
         cells
     })
+}
+
+/// What a GPU draws, where that could be read.
+pub(super) fn energy(bench: &Bench) -> Option<Cells> {
+    bench.rows.iter().find_map(|row| row.measurement.energy)?;
+    let header = ["watts", "joules per\n1000 samples", "share of\nthe baseline"];
+    Some(Cells::new(bench, &header, |row| {
+        let joules = |energy: Energy| energy.joules_per_thousand_samples;
+        let (energy, baseline) = (row.measurement.energy, bench.baseline(row).energy);
+        let share = energy.zip(baseline).map(|(own, all)| joules(own) / joules(all));
+        let cell = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+        vec![
+            cell(energy.map(|energy| digits(energy.watts))),
+            cell(energy.map(joules).map(digits)),
+            cell(share.map(|share| format!("{:.1} %", 100.0 * share))),
+        ]
+    }))
 }
 
 /// What bounds a step, and how far it is from what the machine's ceilings allow.
@@ -287,18 +239,6 @@ fn quality(bench: &Bench) -> Option<Cells> {
     }))
 }
 
-/// A table whose first column is text and whose others are figures.
-pub(super) fn draw(header: &[&str], rows: Vec<Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_style(ASCII_BORDERS_ONLY_CONDENSED);
-    table.set_header(header);
-    table.add_rows(rows);
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    format!("{table}\n")
-}
-
 fn share(value: Option<f64>) -> String {
     value.map_or("-".into(), |value| format!("{value:.3}"))
 }
@@ -344,15 +284,6 @@ fn grouped(n: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn markdown_headings_have_one_line() {
-        let header = ["freeze", "ms\nforward", "\nbackward", "peak"].map(str::to_owned).to_vec();
-        let rows = vec![["name:a|b", "1", "2", "3"].map(str::to_owned).to_vec()];
-        let expected = "| freeze | ms forward | ms backward | peak |\n|---|---:|---:|---:|\n\
-                        | name:a\\|b | 1 | 2 | 3 |\n";
-        assert_eq!(Cells { header, rows }.markdown(), expected);
-    }
 
     #[test]
     fn numbers_are_readable() {

@@ -101,6 +101,7 @@ fn check_shape(row: &Value) {
             "ops",
             "regime",
             "input_gradients",
+            "energy",
             "findings",
             "step_ms",
             "speedup",

@@ -44,3 +44,36 @@ fn planned_peak_memory_is_the_growth_of_the_process() {
         );
     }
 }
+
+/// What a device has besides the plan's buffers: inputs, tables of the optimizer, partial sums of weight gradients.
+#[cfg(feature = "emulator")]
+const DEVICE_BYTES: f64 = 4e6;
+
+#[cfg(feature = "emulator")]
+#[test]
+fn planned_memory_is_what_a_device_holds() {
+    let workspace = Workspace::new();
+    for (freeze, dtype, sequences) in
+        [("none", "bf16", 64), ("lower:3", "bf16", 64), ("all", "bf16", 256), ("none", "f32", 16)]
+    {
+        let network = format!(
+            "--arch minilm-l6 --task topic=4 --task sentiment=3 --freeze {freeze} --dtype {dtype}"
+        );
+        let tokens = 64 * sequences;
+        let probed = workspace.json(&format!(
+            "memory-probe {network} --device emulated --max-grad-norm 1 --tokens {tokens} \
+             --sequences {sequences} --longest 64"
+        ));
+        let plan = workspace
+            .json(&format!("plan {network} --json --batch-size {sequences} --max-length 64"));
+        let planned: f64 = plan["memory_bytes"].as_object().unwrap().values().map(number).sum();
+        let measured = number(&probed["peak_bytes"]);
+        println!("{freeze} {dtype}: planned {planned:.0}, held {measured:.0}");
+        assert!(
+            planned <= measured && measured - DEVICE_BYTES <= 1.01 * planned,
+            "{freeze} {dtype}: {:.1} MB planned, {:.1} MB held",
+            planned / 1e6,
+            measured / 1e6
+        );
+    }
+}

@@ -96,6 +96,22 @@ fn trace() {
     workspace.refused(&format!("{PROFILE} --trace model"), 1, &["--trace", "model", "folder"]);
 }
 
+#[test]
+fn capture_ranges_that_no_profiler_can_have() {
+    let workspace = Workspace::new();
+    for (steps, named) in [("3:3", "no step"), ("3", "colon"), ("a:2", "\"a\"")] {
+        let arguments = format!("{PROFILE} --profile-steps {steps}");
+        workspace.refused(&arguments, 2, &["--profile-steps", named]);
+    }
+    workspace.refused(&format!("{PROFILE} --device cpu --profile-steps 1:2"), 2, &["--device"]);
+    #[cfg(feature = "emulator")]
+    workspace.refused(
+        &format!("{PROFILE} --device emulated --rounds 1 --profile-steps 0:2"),
+        2,
+        &["--profile-steps 0:2", "1 steps", "--rounds"],
+    );
+}
+
 /// On the emulator ops are kernels, and what they do is counted.
 #[cfg(feature = "emulator")]
 #[test]

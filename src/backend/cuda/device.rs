@@ -52,6 +52,9 @@ pub trait Device {
     /// Bytes that could still be allocated, where it is known.
     fn free_bytes(&self) -> Result<Option<usize>>;
 
+    /// Bytes in use, as the device counts them: a GPU also counts what other programs have.
+    fn used_bytes(&self) -> Result<usize>;
+
     /// Memory for `n_bytes`, aligned to 256 bytes, every byte 0xFF (NaN in every floating type).
     fn allocate(&mut self, n_bytes: usize) -> Result<u64>;
 
@@ -102,4 +105,16 @@ pub trait Device {
 
     /// Gives back what a recorded sequence holds, once its last replay is over.
     fn forget_graph(&mut self, graph: Graph) -> Result<()>;
+
+    /// Whether anybody sees ranges.
+    fn shows_ranges(&self) -> bool;
+
+    /// From here to [`Device::end_range`] profilers show what is started under `name`; ranges nest.
+    fn begin_range(&mut self, name: &str);
+
+    /// Ends the range that began last.
+    fn end_range(&mut self);
+
+    /// Tells a profiler that waits for it to begin with its records, or to stop.
+    fn capture(&mut self, on: bool) -> Result<()>;
 }

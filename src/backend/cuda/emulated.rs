@@ -83,6 +83,10 @@ pub struct Emulator {
     /// Of each launch, while they are counted: that takes several times as long.
     counts: Option<Vec<LaunchCounts>>,
     checks_races: bool,
+    /// Names of the ranges since the last capture began, indented by what they are in.
+    ranges: Vec<String>,
+    range_depth: usize,
+    is_captured: bool,
 }
 
 impl Emulator {
@@ -103,6 +107,11 @@ impl Emulator {
     /// Graphs that are held.
     pub fn n_graphs(&self) -> usize {
         self.graphs.iter().flatten().count()
+    }
+
+    /// The ranges that a profiler would have seen, each indented by two blanks for every range around it.
+    pub fn ranges(&self) -> &[String] {
+        &self.ranges
     }
 
     /// A GPU refuses the same.
@@ -142,6 +151,10 @@ impl Device for Emulator {
 
     fn free_bytes(&self) -> Result<Option<usize>> {
         Ok(crate::backend::host::available_bytes())
+    }
+
+    fn used_bytes(&self) -> Result<usize> {
+        Ok(self.blocks.values().map(HostLayout::size).sum())
     }
 
     fn allocate(&mut self, n_bytes: usize) -> Result<u64> {
@@ -316,6 +329,29 @@ impl Device for Emulator {
 
     fn forget_graph(&mut self, graph: Graph) -> Result<()> {
         self.graphs[graph.0] = None;
+        Ok(())
+    }
+
+    fn shows_ranges(&self) -> bool {
+        self.is_captured
+    }
+
+    fn begin_range(&mut self, name: &str) {
+        if self.is_captured {
+            self.ranges.push(format!("{}{name}", "  ".repeat(self.range_depth)));
+        }
+        self.range_depth += 1;
+    }
+
+    fn end_range(&mut self) {
+        self.range_depth = self.range_depth.checked_sub(1).expect("a range ends that never began");
+    }
+
+    fn capture(&mut self, on: bool) -> Result<()> {
+        self.is_captured = on;
+        if on {
+            self.ranges.clear();
+        }
         Ok(())
     }
 }

@@ -120,30 +120,43 @@ impl<D: Device> CudaBackend<D> {
         self.device.fill(address, 0xFF, n * buffer.dtype.size_bytes())
     }
 
+    /// Does something under a name that profilers show.
+    fn within<R>(&mut self, name: &str, f: impl FnOnce(&mut Self) -> R) -> R {
+        let shows = self.device.shows_ranges();
+        if shows {
+            self.device.begin_range(name);
+        }
+        let result = f(self);
+        if shows {
+            self.device.end_range();
+        }
+        result
+    }
+
     fn run_plainly(&mut self, bound: &Bound, timing: Timing) -> Result<StepTimes> {
-        let n_ops = bound.plan.ops.len();
         let mut times = StepTimes::default();
+        let mut marks = Vec::new();
+        if timing != Timing::Off {
+            self.device.forget_marks();
+            marks.push(self.device.mark()?);
+        }
+        if timing == Timing::Ops {
+            self.device.begin_counting();
+        }
+        let performed = self.perform_phases(bound, timing, &mut marks);
+        if timing == Timing::Ops {
+            times.counts = self.device.end_counting();
+        }
+        performed?;
         match timing {
-            Timing::Off => self.perform(bound, 0..n_ops)?,
+            Timing::Off => {}
             Timing::Phases => {
-                self.device.forget_marks();
-                let mut marks = vec![self.device.mark()?];
-                for op in 0..n_ops {
-                    self.perform(bound, op..op + 1)?;
-                    marks.push(self.device.mark()?);
-                }
                 let elapsed = self.elapsed(&marks)?;
                 for (op, elapsed) in bound.plan.ops.iter().zip(elapsed) {
                     times.phases[op.phase() as usize] += elapsed;
                 }
             }
             Timing::Ops => {
-                self.device.forget_marks();
-                let mut marks = vec![self.device.mark()?];
-                self.device.begin_counting();
-                let performed = self.perform_marked(bound, 0..n_ops, Some(&mut marks));
-                times.counts = self.device.end_counting();
-                performed?;
                 times.launches = self.elapsed(&marks)?;
                 let mut rest = times.launches.iter();
                 for (op, launches) in bound.plan.ops.iter().zip(self.launches(bound)) {
@@ -154,6 +167,32 @@ impl<D: Device> CudaBackend<D> {
             }
         }
         Ok(times)
+    }
+
+    /// Starts all ops, phase by phase as the plan lists them, and marks their ends: of every op for the times of
+    /// phases, of every launch for those of ops.
+    fn perform_phases(
+        &mut self,
+        bound: &Bound,
+        timing: Timing,
+        marks: &mut Vec<Mark>,
+    ) -> Result<()> {
+        let plan = bound.plan.clone();
+        let mut begin = 0;
+        for ops in plan.ops.chunk_by(|a, b| a.phase() == b.phase()) {
+            let range = begin..begin + ops.len();
+            begin = range.end;
+            self.within(ops[0].phase().name(), |this| match timing {
+                Timing::Off => this.perform(bound, range),
+                Timing::Phases => range.into_iter().try_for_each(|op| {
+                    this.perform(bound, op..op + 1)?;
+                    marks.push(this.device.mark()?);
+                    Ok(())
+                }),
+                Timing::Ops => this.perform_marked(bound, range, Some(marks)),
+            })?;
+        }
+        Ok(())
     }
 
     /// The times between marks, once all of them are reached.
@@ -182,11 +221,11 @@ impl<D: Device> CudaBackend<D> {
         };
         self.device.forget_marks();
         let mut marks = Vec::with_capacity(graphs.len() + 1);
-        for graph in &graphs {
+        for (graph, phase) in graphs.iter().zip(Phase::ALL) {
             if timing != Timing::Off {
                 marks.push(self.device.mark()?);
             }
-            self.device.replay(*graph)?;
+            self.within(phase.name(), |this| this.device.replay(*graph))?;
         }
         self.bound[bound.index].graphs = Some(graphs);
         let mut times = StepTimes::default();
@@ -300,11 +339,22 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.begin(bound, batch, state)?;
         // The first run loads kernels, which a recording must not.
         let has_run = std::mem::replace(&mut self.bound[bound.index].has_run, true);
-        if self.use_graphs && has_run && timing != Timing::Ops {
-            self.replay(bound, timing)
-        } else {
-            self.run_plainly(bound, timing)
-        }
+        self.within("step", |this| {
+            if this.use_graphs && has_run && timing != Timing::Ops {
+                this.replay(bound, timing)
+            } else {
+                this.run_plainly(bound, timing)
+            }
+        })
+    }
+
+    fn used_bytes(&self) -> Result<Option<usize>> {
+        self.device.used_bytes().map(Some)
+    }
+
+    fn capture(&mut self, on: bool) -> Result<()> {
+        self.device.synchronize()?;
+        self.device.capture(on)
     }
 
     fn launches(&self, bound: &Bound) -> &[Vec<KernelLaunch>] {
@@ -348,6 +398,15 @@ pub fn gpu_and_driver() -> Result<(String, String)> {
 /// As [`check_gpu`].
 pub fn gpu_capability() -> Result<(u32, u32)> {
     Ok(driver::probe(0)?.capability)
+}
+
+/// The first GPU's UUID, as `GPU-...`.
+///
+/// # Errors
+/// As [`check_gpu`].
+pub fn gpu_uuid() -> Result<String> {
+    driver::probe(0)?;
+    driver::uuid(0)
 }
 
 /// What the first GPU is, as names and values, if the kernels can run on it.

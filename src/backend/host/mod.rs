@@ -88,6 +88,14 @@ impl<O: Ops> Backend for HostBackend<O> {
         &[]
     }
 
+    fn used_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
+    fn capture(&mut self, _on: bool) -> Result<()> {
+        Ok(())
+    }
+
     fn read(&mut self, bound: &Bound, buf: BufId) -> Result<Vec<f32>> {
         Ok(self.memory.read(&bound.plan, &bound.layout, buf, self.live))
     }

@@ -62,6 +62,28 @@ pub fn probe(ordinal: usize) -> Result<Facts> {
     Ok(facts)
 }
 
+/// The UUID of GPU `ordinal` as the driver's tools write it, `GPU-...`, once [`probe`] has succeeded.
+///
+/// # Errors
+/// [`Error::Device`] when the driver does not say.
+pub fn uuid(ordinal: usize) -> Result<String> {
+    let asking = |e| fault("asking for the GPU's UUID", e);
+    let device = result::device::get(ordinal as i32).map_err(asking)?;
+    let uuid = result::device::get_uuid(device).map_err(asking)?;
+    Ok(uuid_text(uuid.bytes.map(|byte| byte as u8)))
+}
+
+fn uuid_text(bytes: [u8; 16]) -> String {
+    let mut text = String::from("GPU");
+    for (at, byte) in bytes.iter().enumerate() {
+        if [0, 4, 6, 8, 10].contains(&at) {
+            text.push('-');
+        }
+        text += &format!("{byte:02x}");
+    }
+    text
+}
+
 fn driver_release() -> Result<Release> {
     let mut version = 0;
     // SAFETY: the library is loaded, and the argument is a place for one int.
@@ -210,6 +232,12 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("--device cpu"), "no way out: {text}");
         text
+    }
+
+    #[test]
+    fn a_uuid_is_written_as_the_tools_do() {
+        let bytes = std::array::from_fn(|at| 0x11 * at as u8);
+        assert_eq!(uuid_text(bytes), "GPU-00112233-4455-6677-8899-aabbccddeeff");
     }
 
     #[test]

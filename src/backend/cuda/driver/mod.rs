@@ -8,6 +8,7 @@
 
 mod checks;
 mod code;
+mod nvtx;
 mod staging;
 
 use std::collections::HashSet;
@@ -16,11 +17,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cudarc::driver::sys::{self, CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, profiler_start, profiler_stop,
+    result,
+};
 
 use self::checks::fault;
-pub use self::checks::{Facts, probe};
+pub use self::checks::{Facts, probe, uuid};
 use self::code::Code;
+use self::nvtx::Nvtx;
 use self::staging::Staging;
 use super::device::{Arg, Device, Graph, Launch, Mark};
 use crate::backend::LaunchCounts;
@@ -39,6 +44,8 @@ pub struct CudaDevice {
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
     is_recording: bool,
+    /// None where no library takes ranges.
+    nvtx: Option<Nvtx>,
     facts: Facts,
 }
 
@@ -65,6 +72,7 @@ impl CudaDevice {
             stream,
             context,
             is_recording: false,
+            nvtx: Nvtx::load(),
             facts,
         })
     }
@@ -106,6 +114,12 @@ impl Device for CudaDevice {
         let (free, _) =
             self.context.mem_get_info().map_err(|e| fault("asking for free memory", e))?;
         Ok(Some(free))
+    }
+
+    fn used_bytes(&self) -> Result<usize> {
+        let (free, total) =
+            self.context.mem_get_info().map_err(|e| fault("asking for memory in use", e))?;
+        Ok(total - free)
     }
 
     fn allocate(&mut self, n_bytes: usize) -> Result<u64> {
@@ -268,6 +282,28 @@ impl Device for CudaDevice {
         self.synchronize()?;
         self.graphs[graph.0] = None;
         Ok(())
+    }
+
+    fn shows_ranges(&self) -> bool {
+        self.nvtx.is_some()
+    }
+
+    fn begin_range(&mut self, name: &str) {
+        if let Some(nvtx) = &mut self.nvtx {
+            nvtx.push(name);
+        }
+    }
+
+    fn end_range(&mut self) {
+        if let Some(nvtx) = &mut self.nvtx {
+            nvtx.pop();
+        }
+    }
+
+    fn capture(&mut self, on: bool) -> Result<()> {
+        self.synchronize()?;
+        let switched = if on { profiler_start() } else { profiler_stop() };
+        switched.map_err(|e| fault("telling the profiler", e))
     }
 }
 

@@ -86,7 +86,20 @@ impl<'a> Context<'a> {
         if matches!(self.stage, Stage::Rehearsal) {
             self.needs.launches.push(Vec::new());
         }
-        dispatch(self, &self.plan.ops[op])
+        let (plan, op) = (self.plan, &self.plan.ops[op]);
+        let shows =
+            matches!(&self.stage, Stage::Performance { device, .. } if device.shows_ranges());
+        if let (true, Stage::Performance { device, .. }) = (shows, &mut self.stage) {
+            let first = op.writes().into_iter().chain(op.updates()).next();
+            let target = first.map_or("", |buf| &plan.buffer(buf).name);
+            // Names of tensors may hold what separates ranges in a profiler's filters.
+            device.begin_range(&format!("{} {target}", op.name()).replace('/', "."));
+        }
+        let performed = dispatch(self, op);
+        if let (true, Stage::Performance { device, .. }) = (shows, &mut self.stage) {
+            device.end_range();
+        }
+        performed
     }
 
     /// The device address of a buffer.
