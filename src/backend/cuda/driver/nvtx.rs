@@ -110,13 +110,12 @@ impl Nvtx {
     }
 }
 
-#[cfg(all(test, feature = "emulator"))]
+#[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
 
     /// A library with NVTX's functions that writes down what it is told.
+    #[cfg(feature = "emulator")]
     const LIBRARY: &str = r#"
         #include <stdint.h>
         #include <stdio.h>
@@ -145,12 +144,13 @@ mod tests {
         const char *written(void) { return log_text; }
     "#;
 
+    #[cfg(feature = "emulator")]
     #[test]
     fn ranges_reach_the_library_under_registered_names() {
         let folder = tempfile::tempdir().unwrap();
         let (source, library) = (folder.path().join("nvtx.c"), folder.path().join("libnvtx.so"));
         std::fs::write(&source, LIBRARY).unwrap();
-        let mut compiler = Command::new(std::env::var("CC").unwrap_or("cc".into()));
+        let mut compiler = std::process::Command::new(std::env::var("CC").unwrap_or("cc".into()));
         compiler.args(["-shared", "-fPIC", "-o"]).args([&library, &source]);
         assert!(compiler.status().unwrap().success());
         let mut nvtx = Nvtx::open(library.to_str().unwrap()).unwrap();
