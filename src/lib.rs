@@ -54,6 +54,7 @@
 //! | [`backend`] | running plans: reference (f64), CPU, and CUDA kernels on a GPU or emulated | models, masks, files, scenarios |
 //! | [`session`] | a network's values on a backend | data, scenarios |
 //! | [`train`] | epochs, evaluation, the proof of freezing | rendering |
+//! | [`predict`] | labels, probabilities and embeddings of texts | rendering |
 //! | [`measure`] | statistics, memory, ceilings, scenarios | rendering |
 //! | [`doctor`] | every kernel of a device against the reference | rendering |
 //! | [`report`] | tables and JSON | how figures came about |
@@ -92,6 +93,7 @@ mod mmap;
 pub mod model;
 pub mod philox;
 pub mod plan;
+pub mod predict;
 pub mod report;
 pub mod session;
 pub mod tensor;

@@ -217,6 +217,14 @@ impl Session {
         self.backend.read(&step.bound, step.plan().last_hidden)
     }
 
+    /// The pooled vectors after a run of a step that trains nothing, `[B, D]`.
+    ///
+    /// # Errors
+    /// As [`Session::used_bytes`].
+    pub fn pooled(&mut self, step: &Step) -> Result<Vec<f32>> {
+        self.backend.read(&step.bound, step.plan().pooled)
+    }
+
     /// A parameter's gradient after a run, before clipping; None where the step makes none.
     ///
     /// # Errors

@@ -74,7 +74,7 @@ const LAYERS: [&[&str]; 11] = [
     &["plan"],
     &["backend"],
     &["session"],
-    &["train", "checkpoint", "cache", "measure", "doctor"],
+    &["train", "predict", "checkpoint", "cache", "measure", "doctor"],
     &["advise", "report"],
     &["cli"],
 ];

@@ -9,6 +9,7 @@ mod doctor;
 mod exports;
 mod memory_probe;
 mod plan;
+mod predict;
 mod profile;
 mod progress;
 mod settings;
@@ -39,6 +40,8 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Train with one freeze spec and write a model folder
     Train(Box<train::Args>),
+    /// Label texts with a trained model, or write their embeddings
+    Predict(predict::Args),
     /// Print the plan of a training step, its cost and memory; needs config.json alone
     Plan(plan::Args),
     /// Show where the time of a step goes, op by op and kernel by kernel
@@ -84,6 +87,7 @@ fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Bench(args) => bench::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Predict(args) => predict::run(&args),
         Command::MemoryProbe(args) => memory_probe::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Profile(args) => profile::run(&args),

@@ -15,9 +15,11 @@ use super::{print, print_json, progress};
 use crate::freeze::FreezeSpec;
 use crate::model::Source;
 use crate::model::folder::{Settings, TaskSettings, TrainedModel, write_model};
+use crate::session::Session;
+use crate::train::state::trainer_state;
 use crate::train::{
-    FreezeProof, LogLine, Observer, Quality, Schedule, TrainOptions, TrainOutcome, Warmup,
-    prove_frozen, train,
+    BestOptions, FreezeProof, LogLine, Metric, Observer, Quality, Schedule, TrainOptions,
+    TrainOutcome, Warmup, prove_frozen, train,
 };
 use crate::{Error, Result, files};
 
@@ -39,8 +41,10 @@ pub struct Args {
     #[command(flatten)]
     training: TrainingArgs,
     #[command(flatten)]
+    evaluation: EvaluationArgs,
+    #[command(flatten)]
     rates: Rates,
-    /// Folder to write: a model that can be loaded again, and train_log.jsonl
+    /// Folder to write: a model that can be loaded again, train_log.jsonl and trainer_state.json
     #[arg(long, alias = "output_dir", value_name = "DIR")]
     output: PathBuf,
     /// Replace the output folder if it is there
@@ -65,6 +69,41 @@ pub struct TrainingArgs {
     /// Learning rate behind the warm-up
     #[arg(long, alias = "lr_scheduler_type", value_enum, default_value_t = Schedule::Linear)]
     pub lr_scheduler_type: Schedule,
+}
+
+/// When to evaluate, and which model to keep.
+#[derive(clap::Args, Debug)]
+struct EvaluationArgs {
+    /// Evaluate every so many steps instead of after every epoch
+    #[arg(long, alias = "eval_steps", value_name = "N", value_parser = positive_count)]
+    eval_steps: Option<u64>,
+    /// Write the model of the best evaluation instead of the last step's
+    #[arg(long, alias = "load_best_model_at_end")]
+    load_best_model_at_end: bool,
+    /// Stop after so many evaluations in a row that were no better than the best
+    #[arg(long, alias = "early_stopping_patience", value_name = "N", value_parser = positive_count)]
+    early_stopping_patience: Option<u64>,
+    /// What makes an evaluation the best: loss, accuracy or macro_f1 (means over the tasks), or of one task, as
+    /// topic_macro_f1
+    #[arg(
+        long,
+        alias = "metric_for_best_model",
+        value_name = "METRIC",
+        default_value = "loss",
+        value_parser = Metric::parse
+    )]
+    metric_for_best_model: Metric,
+}
+
+impl EvaluationArgs {
+    fn best(&self) -> Option<BestOptions> {
+        let is_asked = self.load_best_model_at_end || self.early_stopping_patience.is_some();
+        is_asked.then(|| BestOptions {
+            metric: self.metric_for_best_model.clone(),
+            patience: self.early_stopping_patience,
+            keeps_values: self.load_best_model_at_end,
+        })
+    }
 }
 
 fn warmup(text: &str) -> std::result::Result<Warmup, String> {
@@ -103,6 +142,8 @@ impl TrainingArgs {
             max_grad_norm: rates.clip(),
             warmup: self.warmup_steps,
             schedule: self.lr_scheduler_type,
+            eval_steps: None,
+            best: None,
             seed,
         }
     }
@@ -133,7 +174,11 @@ pub fn run(args: &Args) -> Result<()> {
     let initial = source.initial_values(&network, args.run.seed)?;
     let n_values = network.n_values();
     let mut session = engine.session(network, initial.clone())?;
-    let options = args.training.options(&args.batch, &args.rates, args.run.seed);
+    let options = TrainOptions {
+        eval_steps: args.evaluation.eval_steps,
+        best: args.evaluation.best(),
+        ..args.training.options(&args.batch, &args.rates, args.run.seed)
+    };
     let mut observer = Bar::new();
     let outcome = train(&mut session, &corpus, &mask, &options, &mut observer)?;
     observer.finish();
@@ -144,6 +189,11 @@ pub fn run(args: &Args) -> Result<()> {
         Source::Published(_) => None,
     };
     let network = session.network().clone();
+    let best = outcome.best.as_ref().and_then(|best| best.values.as_ref());
+    let kept = |session: &mut Session, id| match best {
+        Some(values) => Ok(values[&id].clone()),
+        None => session.value(id),
+    };
     let labels = |labels: &[String]| TaskSettings { labels: labels.to_vec() };
     let model = TrainedModel {
         network: &network,
@@ -156,11 +206,11 @@ pub fn run(args: &Args) -> Result<()> {
             freeze: Some(args.freeze.clone()),
         },
         trained: (network.param_ids())
-            .map(|id| outcome.trained.contains(&id).then(|| session.value(id)).transpose())
+            .map(|id| outcome.trained.contains(&id).then(|| kept(&mut session, id)).transpose())
             .collect::<Result<_>>()?,
         initial: &initial,
     };
-    write_folder(&args.output, &model, &outcome)?;
+    write_folder(&args.output, &model, &options, &outcome)?;
     report(args, &outcome, proof, n_values)
 }
 
@@ -199,7 +249,12 @@ fn folder_beside(output: &Path) -> Result<TempDir> {
 }
 
 /// Writes everything beside, then puts it in its place.
-fn write_folder(output: &Path, model: &TrainedModel, outcome: &TrainOutcome) -> Result<()> {
+fn write_folder(
+    output: &Path,
+    model: &TrainedModel,
+    options: &TrainOptions,
+    outcome: &TrainOutcome,
+) -> Result<()> {
     let beside = folder_beside(output)?;
     let written = beside.path().join("model");
     std::fs::create_dir(&written).map_err(|e| Error::io(&written, e))?;
@@ -207,6 +262,8 @@ fn write_folder(output: &Path, model: &TrainedModel, outcome: &TrainOutcome) -> 
     let lines: Vec<String> = outcome.log.iter().map(|line| json!(line).to_string()).collect();
     let log = lines.join("\n") + "\n";
     files::write_atomically(&written.join("train_log.jsonl"), log.as_bytes())?;
+    let state = format!("{:#}\n", trainer_state(options, outcome));
+    files::write_atomically(&written.join("trainer_state.json"), state.as_bytes())?;
     let replaced = beside.path().join("replaced");
     let placed = match output.exists() {
         true => std::fs::rename(output, &replaced),
@@ -231,6 +288,12 @@ fn report(args: &Args, outcome: &TrainOutcome, proof: FreezeProof, n_values: usi
             "trainable_parameters": outcome.n_trained,
             "parameters": n_values,
             "eval": outcome.eval,
+            "best": outcome.best.as_ref().map(|best| json!({
+                "metric": args.evaluation.metric_for_best_model.name(),
+                "value": best.value,
+                "step": best.step,
+                "kept": best.values.is_some(),
+            })),
             "frozen": proof,
         }));
     }
@@ -238,6 +301,11 @@ fn report(args: &Args, outcome: &TrainOutcome, proof: FreezeProof, n_values: usi
         "trained {} of {n_values} values for {} steps in {seconds:.1} s\n",
         outcome.n_trained, outcome.n_steps
     );
+    if let Some(best) = &outcome.best {
+        let name = args.evaluation.metric_for_best_model.name();
+        let kept = if best.values.is_some() { ", which is kept" } else { "" };
+        text += &format!("best {name}: {:.4}, after step {}{kept}\n", best.value, best.step);
+    }
     if let Some(quality) = &outcome.eval {
         text += &format!("{}\n", quality_line(quality));
     }

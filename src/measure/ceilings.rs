@@ -335,7 +335,7 @@ mod tests {
             Op::AdamwStep { items: vec![item], clip: None },
         ];
         let capacity = Capacity { tokens: 10, sequences: 2, max_length: 5 };
-        Plan { buffers, ops, capacity, tasks: Vec::new(), last_hidden: act }
+        Plan { buffers, ops, capacity, tasks: Vec::new(), last_hidden: act, pooled: act }
     }
 
     #[test]

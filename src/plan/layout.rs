@@ -123,11 +123,14 @@ fn lifetimes(plan: &Plan) -> Vec<Option<Lifetime>> {
             lifetime.last = plan.ops.len();
         }
     }
-    // The last hidden state is read after a forward pass that computes nothing else with it.
-    if let Some(lifetime) = &mut lifetimes[plan.last_hidden.0]
-        && !plan.ops.iter().any(|op| op.phase() == Phase::Backward)
-    {
-        lifetime.last = plan.ops.len();
+    // The last hidden state and the pooled vectors are read after a forward pass that computes nothing else with
+    // them.
+    if !plan.ops.iter().any(|op| op.phase() == Phase::Backward) {
+        for buf in [plan.last_hidden, plan.pooled] {
+            if let Some(lifetime) = &mut lifetimes[buf.0] {
+                lifetime.last = plan.ops.len();
+            }
+        }
     }
     lifetimes
 }

@@ -155,6 +155,8 @@ pub struct Plan {
     pub tasks: Vec<TaskOutputs>,
     /// The encoder's last hidden state, `[T, D]`.
     pub last_hidden: BufId,
+    /// What the heads read, `[B, D]`, before dropout.
+    pub pooled: BufId,
 }
 
 /// The step that runs: written in full, pruned by the freeze, fused.

@@ -7,12 +7,14 @@ mod config_file;
 mod freeze;
 mod memory;
 mod plan;
+mod predict;
 mod profile;
 mod shell;
 mod step;
 mod tensors;
 mod train;
 mod train_again;
+mod train_best;
 mod train_output;
 
 use std::collections::BTreeSet;

@@ -31,6 +31,7 @@ fn two_tasks_from_one_file() {
             "trainable_parameters",
             "parameters",
             "eval",
+            "best",
             "frozen",
         ],
     );
@@ -39,8 +40,14 @@ fn two_tasks_from_one_file() {
     assert_eq!(report["parameters"], crate::ALL_TRAINED + crate::POOLER);
     assert_eq!(report["frozen"], json!({"n_tensors": 2, "n_values": crate::POOLER}));
 
-    let expected =
-        ["config.json", "frostline.json", "model.safetensors", "tokenizer.json", "train_log.jsonl"];
+    let expected = [
+        "config.json",
+        "frostline.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "train_log.jsonl",
+        "trainer_state.json",
+    ];
     assert_eq!(workspace.names("trained"), expected.map(str::to_owned).into());
     let mut after = workspace.names(".");
     assert!(after.remove("trained"));

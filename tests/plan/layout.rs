@@ -42,8 +42,8 @@ fn lifetime(plan: &Plan, buf: BufId) -> Option<std::ops::RangeInclusive<usize>> 
     let first = plan.ops.iter().position(touches)?;
     let last = plan.ops.iter().rposition(touches)?;
     let is_inference = plan.ops.iter().all(|op| op.phase() == Phase::Forward);
-    let is_read_after =
-        plan.buffer(buf).role == Role::Result || is_inference && buf == plan.last_hidden;
+    let is_read_after = plan.buffer(buf).role == Role::Result
+        || is_inference && [plan.last_hidden, plan.pooled].contains(&buf);
     Some(first..=if is_read_after { plan.ops.len() } else { last })
 }
 

@@ -25,7 +25,7 @@ pub struct StepOptions {
 pub fn training_step(network: &Network, options: &StepOptions) -> Plan {
     let mut builder = Builder::new(network, *options);
     let hidden = builder.forward();
-    let dhidden = builder.heads(hidden);
+    let (pooled, dhidden) = builder.heads(hidden);
     builder.backward(dhidden);
     builder.optimizer();
     Plan {
@@ -34,6 +34,7 @@ pub fn training_step(network: &Network, options: &StepOptions) -> Plan {
         capacity: options.capacity,
         tasks: builder.tasks,
         last_hidden: hidden,
+        pooled,
     }
 }
 
@@ -331,8 +332,9 @@ impl<'a> Builder<'a> {
         (out, stream)
     }
 
-    /// Pooling, heads and losses, forward and backward; returns the gradient at the last hidden state.
-    fn heads(&mut self, hidden: BufId) -> BufId {
+    /// Pooling, heads and losses, forward and backward; returns the pooled vectors and the gradient at the
+    /// last hidden state.
+    fn heads(&mut self, hidden: BufId) -> (BufId, BufId) {
         let width = self.network.config.hidden_size;
         let cu_seqlens = self.inputs.cu_seqlens;
         let first_token = match self.network.pooling {
@@ -404,7 +406,7 @@ impl<'a> Builder<'a> {
         }
         let dhidden = self.statistic(format!("d.{}", self.name(hidden)), Rows::Tokens, width);
         self.ops.push(Op::PoolBwd { dout: dpooled, cu_seqlens, pooling: first_token, dx: dhidden });
-        dhidden
+        (pooled, dhidden)
     }
 
     /// One head and its loss; returns the gradient at the logits.

@@ -1,0 +1,59 @@
+//! `trainer_state.json`: what a run did, under the names that transformers' Trainer gives it.
+
+use serde_json::{Map, Value, json};
+
+use super::{LogLine, TrainOptions, TrainOutcome};
+use crate::data::BatchLimit;
+
+/// The document. Keys of what does not exist here (hyper-parameter search, several processes) have the values that
+/// a single run has there.
+pub fn trainer_state(options: &TrainOptions, outcome: &TrainOutcome) -> Value {
+    let best = outcome.best.as_ref();
+    json!({
+        "best_global_step": best.map(|best| best.step),
+        "best_metric": best.map(|best| best.value),
+        "best_model_checkpoint": null,
+        "epoch": outcome.n_epochs,
+        "eval_steps": options.eval_steps,
+        "global_step": outcome.n_steps,
+        "is_hyper_param_search": false,
+        "is_local_process_zero": true,
+        "is_world_process_zero": true,
+        "log_history": outcome.log.iter().map(entry).collect::<Vec<_>>(),
+        "logging_steps": 1,
+        "max_steps": options.max_steps.unwrap_or(outcome.n_steps),
+        "num_input_tokens_seen": outcome.n_tokens,
+        "num_train_epochs": options.n_epochs,
+        "stateful_callbacks": {},
+        "total_flos": outcome.n_flops,
+        "train_batch_size": match options.limit {
+            BatchLimit::Sequences(n) => json!(n),
+            BatchLimit::Tokens(_) => Value::Null,
+        },
+        "trial_name": null,
+        "trial_params": null,
+    })
+}
+
+/// A line of the log, flat: `eval_topic_accuracy`.
+fn entry(line: &LogLine) -> Value {
+    let LogLine::Evaluation { step, epoch, eval_loss, eval_runtime, eval } = line else {
+        return json!(line);
+    };
+    let mut entry = Map::new();
+    for (name, value) in [
+        ("step", json!(step)),
+        ("epoch", json!(epoch)),
+        ("eval_loss", json!(eval_loss)),
+        ("eval_runtime", json!(eval_runtime)),
+    ] {
+        entry.insert(name.to_owned(), value);
+    }
+    for task in &eval.tasks {
+        let name = &task.task;
+        entry.insert(format!("eval_{name}_loss"), json!(task.loss));
+        entry.insert(format!("eval_{name}_accuracy"), json!(task.confusion.accuracy()));
+        entry.insert(format!("eval_{name}_macro_f1"), json!(task.confusion.macro_f1()));
+    }
+    Value::Object(entry)
+}
