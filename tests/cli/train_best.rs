@@ -21,7 +21,7 @@ fn workspace() -> Workspace {
 
 /// A rate at which the loss goes up and down.
 const TRAIN: &str = "train --model model --task topic=split.csv --task sentiment=split.csv --output trained \
-                     --eval-steps 2 --learning-rate 5e-2 --lr-scheduler-type constant \
+                     --eval-steps 2 --warmup-steps 3 --learning-rate 5e-2 --lr-scheduler-type constant \
                      --device cpu --json";
 
 /// The sum over the tasks of the mean cross-entropy of a model's predictions.
