@@ -6,8 +6,10 @@ mod bench;
 mod bench_training;
 mod data_args;
 mod doctor;
+mod export;
 mod exports;
 mod memory_probe;
+mod output_folder;
 mod plan;
 mod predict;
 mod profile;
@@ -42,6 +44,8 @@ enum Command {
     Train(Box<train::Args>),
     /// Label texts with a trained model, or write their embeddings
     Predict(predict::Args),
+    /// Write a trained model for transformers or sentence-transformers
+    Export(export::Args),
     /// Print the plan of a training step, its cost and memory; needs config.json alone
     Plan(plan::Args),
     /// Show where the time of a step goes, op by op and kernel by kernel
@@ -88,6 +92,7 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Bench(args) => bench::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::MemoryProbe(args) => memory_probe::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Profile(args) => profile::run(&args),

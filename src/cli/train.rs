@@ -6,12 +6,11 @@ use std::time::Instant;
 
 use indicatif::ProgressBar;
 use serde_json::json;
-use tempfile::TempDir;
 
-use super::args::{ModelArgs, RunArgs, check_parent, positive_count};
+use super::args::{ModelArgs, RunArgs, positive_count};
 use super::data_args::{BatchArgs, DataArgs};
 use super::step::Rates;
-use super::{print, print_json, progress};
+use super::{output_folder, print, print_json, progress};
 use crate::freeze::FreezeSpec;
 use crate::model::Source;
 use crate::model::folder::{Settings, TaskSettings, TrainedModel, write_model};
@@ -21,7 +20,7 @@ use crate::train::{
     BestOptions, FreezeProof, LogLine, Metric, Observer, Quality, Schedule, TrainOptions,
     TrainOutcome, Warmup, prove_frozen, train,
 };
-use crate::{Error, Result, files};
+use crate::{Result, files};
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example: frostline train --model demo/minilm \
@@ -152,15 +151,7 @@ impl TrainingArgs {
 pub fn run(args: &Args) -> Result<()> {
     let spec = FreezeSpec::parse(&args.freeze)?;
     let engine = args.run.device.prepare()?;
-    check_parent("--output", &args.output)?;
-    if args.output.is_file() {
-        return Err(Error::content(&args.output, "--output: is a file, not a folder"));
-    }
-    if args.output.exists() {
-        check_replaceable(&args.output, args.overwrite)?;
-    }
-    // Only to know early that it can be written: what is interrupted leaves nothing.
-    drop(folder_beside(&args.output)?);
+    output_folder::check(&args.output, args.overwrite)?;
     let source = args.model.source()?;
     let corpus = args.data.corpus(&source, args.batch.max_length, args.run.seed)?;
     DataArgs::warn_of_missing_evaluation(&corpus);
@@ -214,40 +205,6 @@ pub fn run(args: &Args) -> Result<()> {
     report(args, &outcome, proof, n_values)
 }
 
-/// Refuses to replace a folder that is no model folder, and a model folder unless asked to.
-fn check_replaceable(folder: &Path, overwrite: bool) -> Result<()> {
-    let is_empty = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
-    if !is_empty && !folder.join("config.json").is_file() {
-        let problem = "--output: holds files and no model (no config.json), name another folder";
-        return Err(Error::content(folder, problem));
-    }
-    if !is_empty && !overwrite {
-        return Err(Error::usage(format!(
-            "--output {}: is there already, name another or add --overwrite",
-            folder.display()
-        )));
-    }
-    Ok(())
-}
-
-/// A temporary folder beside the output.
-fn folder_beside(output: &Path) -> Result<TempDir> {
-    if output.file_name().is_none() {
-        return Err(Error::content(output, "--output: is no name for a new folder"));
-    }
-    let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
-    tempfile::Builder::new()
-        .prefix(".frostline-")
-        .permissions(files::folder_permissions())
-        .tempdir_in(parent)
-        .map_err(|e| {
-            let problem =
-                format!("--output: cannot be written to {}: {}", parent.display(), e.kind());
-            Error::content(output, problem)
-        })
-}
-
 /// Writes everything beside, then puts it in its place.
 fn write_folder(
     output: &Path,
@@ -255,24 +212,13 @@ fn write_folder(
     options: &TrainOptions,
     outcome: &TrainOutcome,
 ) -> Result<()> {
-    let beside = folder_beside(output)?;
-    let written = beside.path().join("model");
-    std::fs::create_dir(&written).map_err(|e| Error::io(&written, e))?;
-    write_model(&written, model)?;
-    let lines: Vec<String> = outcome.log.iter().map(|line| json!(line).to_string()).collect();
-    let log = lines.join("\n") + "\n";
-    files::write_atomically(&written.join("train_log.jsonl"), log.as_bytes())?;
-    let state = format!("{:#}\n", trainer_state(options, outcome));
-    files::write_atomically(&written.join("trainer_state.json"), state.as_bytes())?;
-    let replaced = beside.path().join("replaced");
-    let placed = match output.exists() {
-        true => std::fs::rename(output, &replaced),
-        false => Ok(()),
-    };
-    placed.and_then(|()| std::fs::rename(&written, output)).map_err(|e| {
-        // Hours of training must not go with the temporary folder.
-        let kept = beside.keep();
-        Error::content(output, format!("cannot be put in place ({e}): see {}", kept.display()))
+    output_folder::place(output, |written| {
+        write_model(written, model)?;
+        let lines: Vec<String> = outcome.log.iter().map(|line| json!(line).to_string()).collect();
+        let log = lines.join("\n") + "\n";
+        files::write_atomically(&written.join("train_log.jsonl"), log.as_bytes())?;
+        let state = format!("{:#}\n", trainer_state(options, outcome));
+        files::write_atomically(&written.join("trainer_state.json"), state.as_bytes())
     })
 }
 

@@ -239,7 +239,7 @@ pub fn write_model(dir: &Path, model: &TrainedModel) -> Result<()> {
 }
 
 /// Copies what belongs to a model beside its weights: configuration, tokenizer, pooling.
-fn copy_companions(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn copy_companions(from: &Path, to: &Path) -> Result<()> {
     const COMPANIONS: [&str; 9] = [
         "config.json",
         "tokenizer.json",
@@ -261,9 +261,9 @@ fn copy_companions(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-const MODULES: &str = "modules.json";
+pub(super) const MODULES: &str = "modules.json";
 const POOLING_FOLDER: &str = "1_Pooling";
-const POOLING: &str = "1_Pooling/config.json";
+pub(super) const POOLING: &str = "1_Pooling/config.json";
 
 /// Says in sentence-transformers' files, where the model came with them, how the trained one pools. They
 /// have no word for the tanh pooler: then they are left out, and transformers alone reads the folder.
@@ -337,7 +337,7 @@ fn published_config_json(config: &Config) -> String {
     format!("{value:#}\n")
 }
 
-fn read_json(path: &Path) -> Result<Option<Value>> {
+pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),

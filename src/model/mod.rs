@@ -4,6 +4,7 @@
 //! Knows nothing of freezing, plans or devices.
 
 pub mod config;
+pub mod export;
 pub mod folder;
 mod names;
 pub mod params;

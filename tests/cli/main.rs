@@ -4,6 +4,7 @@
 mod bench;
 mod bench_data;
 mod config_file;
+mod export;
 mod freeze;
 mod memory;
 mod plan;
