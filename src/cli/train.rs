@@ -15,6 +15,7 @@ use crate::freeze::FreezeSpec;
 use crate::model::Source;
 use crate::model::folder::{Settings, TaskSettings, TrainedModel, write_model};
 use crate::session::Session;
+use crate::train::evaluate::TaskQuality;
 use crate::train::state::trainer_state;
 use crate::train::{
     BestOptions, FreezeProof, LogLine, Metric, Observer, Quality, Schedule, TrainOptions,
@@ -234,6 +235,7 @@ fn report(args: &Args, outcome: &TrainOutcome, proof: FreezeProof, n_values: usi
             "trainable_parameters": outcome.n_trained,
             "parameters": n_values,
             "eval": outcome.eval,
+            "confusion": outcome.eval.as_ref().map(confusion),
             "best": outcome.best.as_ref().map(|best| json!({
                 "metric": args.evaluation.metric_for_best_model.name(),
                 "value": best.value,
@@ -265,12 +267,22 @@ fn report(args: &Args, outcome: &TrainOutcome, proof: FreezeProof, n_values: usi
     print(&text)
 }
 
-/// `topic: accuracy 0.790, macro-F1 0.776; ...`.
+/// What the shares of right answers hide: which label was taken for which.
+fn confusion(quality: &Quality) -> serde_json::Value {
+    let one = |task: &TaskQuality| {
+        let value = json!({ "mcc": task.confusion.mcc(), "counts": task.confusion.counts() });
+        (task.task.clone(), value)
+    };
+    quality.tasks.iter().map(one).collect::<serde_json::Map<_, _>>().into()
+}
+
+/// `topic: accuracy 0.790, macro-F1 0.776, MCC 0.732; ...`.
 fn quality_line(quality: &Quality) -> String {
     let share = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
-    let task = |task: &crate::train::evaluate::TaskQuality| {
+    let task = |task: &TaskQuality| {
         let (accuracy, macro_f1) = (task.confusion.accuracy(), task.confusion.macro_f1());
-        format!("{}: accuracy {}, macro-F1 {}", task.task, share(accuracy), share(macro_f1))
+        let (name, mcc) = (&task.task, share(task.confusion.mcc()));
+        format!("{name}: accuracy {}, macro-F1 {}, MCC {mcc}", share(accuracy), share(macro_f1))
     };
     quality.tasks.iter().map(task).collect::<Vec<_>>().join("; ")
 }

@@ -1,4 +1,5 @@
-//! Quality of a classifier: accuracy and macro F1, as scikit-learn defines them.
+//! Quality of a classifier: accuracy, macro F1 and the correlation of truth and prediction, as scikit-learn defines
+//! them.
 
 /// Rows counted by true and predicted label, for one task of C labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,18 +50,47 @@ impl Confusion {
         (n_rows > 0).then(|| n_right as f64 / n_rows as f64)
     }
 
+    /// Rows of a true label, whatever was predicted.
+    fn n_true(&self, label: usize) -> u64 {
+        let predicted = (0..self.n_labels).map(|other| self.count(label, other));
+        predicted.sum::<u64>() + self.unpredicted[label]
+    }
+
+    fn n_predicted(&self, label: usize) -> u64 {
+        (0..self.n_labels).map(|other| self.count(other, label)).sum()
+    }
+
+    /// Matthews' correlation of truth and prediction, 1 where all is right and 0 where the one says nothing of the
+    /// other; None without rows.
+    ///
+    /// For more than two labels it is Gorodkin's R_K (Computational Biology and Chemistry 28, 2004), as
+    /// `sklearn.metrics.matthews_corrcoef`: 0 where truth or prediction never changes.
+    pub fn mcc(&self) -> Option<f64> {
+        let n_rows = self.n_rows() as f64;
+        let labels = || 0..self.n_labels;
+        let n_right: u64 = labels().map(|label| self.count(label, label)).sum();
+        let of = |count: &dyn Fn(usize) -> f64| labels().map(count).sum::<f64>();
+        let both = of(&|label| self.n_true(label) as f64 * self.n_predicted(label) as f64);
+        let truth = n_rows.powi(2) - of(&|label| (self.n_true(label) as f64).powi(2));
+        let predicted = n_rows.powi(2) - of(&|label| (self.n_predicted(label) as f64).powi(2));
+        let scale = (truth * predicted).sqrt();
+        let covariance = n_right as f64 * n_rows - both;
+        (n_rows > 0.0).then(|| if scale > 0.0 { covariance / scale } else { 0.0 })
+    }
+
+    /// Counts by true label (rows) and predicted label (columns).
+    pub fn counts(&self) -> Vec<&[u64]> {
+        self.counts.chunks(self.n_labels).collect()
+    }
+
     /// The mean F1 of the labels that occur, be it as truth or as prediction; None without rows.
     ///
     /// It is `sklearn.metrics.f1_score(average="macro", zero_division=0)`.
     pub fn macro_f1(&self) -> Option<f64> {
         let scores: Vec<f64> = (0..self.n_labels)
             .filter_map(|label| {
-                let n_true = (0..self.n_labels).map(|other| self.count(label, other)).sum::<u64>()
-                    + self.unpredicted[label];
-                let n_predicted: u64 =
-                    (0..self.n_labels).map(|other| self.count(other, label)).sum();
                 // 2 tp / (2 tp + fp + fn), whose denominator is these two sums.
-                let n_either = n_true + n_predicted;
+                let n_either = self.n_true(label) + self.n_predicted(label);
                 let n_right = self.count(label, label);
                 (n_either > 0).then(|| 2.0 * n_right as f64 / n_either as f64)
             })
@@ -112,13 +142,18 @@ mod tests {
         close(confusion.accuracy(), 5.0 / 8.0);
         // f1_score with scikit-learn 1.9.1; by label 4/7, 2/3, 4/5 and 0.
         close(confusion.macro_f1(), 0.509_523_809_523_809_5);
+        // matthews_corrcoef.
+        close(confusion.mcc(), 0.476_731_294_622_796_2);
+        assert_eq!(confusion.counts()[2], [1, 0, 2, 0, 0]);
     }
 
     /// Label 3 is predicted and never true: it counts, with an F1 of 0.
     #[test]
     fn a_label_that_is_only_predicted_counts() {
         // f1_score with scikit-learn 1.9.1.
-        close(confusion(4, &[0, 0, 1], &[0, 3, 1]).macro_f1(), 0.555_555_555_555_555_5);
+        let confusion = confusion(4, &[0, 0, 1], &[0, 3, 1]);
+        close(confusion.macro_f1(), 0.555_555_555_555_555_5);
+        close(confusion.mcc(), 0.612_372_435_695_794_6);
     }
 
     #[test]
@@ -127,8 +162,10 @@ mod tests {
         assert_eq!((right.accuracy(), right.macro_f1()), (Some(1.0), Some(1.0)));
         let wrong = confusion(2, &[0, 1, 1], &[1, 0, 0]);
         assert_eq!((wrong.accuracy(), wrong.macro_f1()), (Some(0.0), Some(0.0)));
+        assert_eq!((right.mcc(), wrong.mcc()), (Some(1.0), Some(-1.0)));
+        assert_eq!(confusion(2, &[0, 0], &[0, 0]).mcc(), Some(0.0));
         let none = Confusion::new(3);
-        assert_eq!((none.accuracy(), none.macro_f1()), (None, None));
+        assert_eq!((none.accuracy(), none.macro_f1(), none.mcc()), (None, None, None));
     }
 
     #[test]

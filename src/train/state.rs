@@ -54,6 +54,7 @@ fn entry(line: &LogLine) -> Value {
         entry.insert(format!("eval_{name}_loss"), json!(task.loss));
         entry.insert(format!("eval_{name}_accuracy"), json!(task.confusion.accuracy()));
         entry.insert(format!("eval_{name}_macro_f1"), json!(task.confusion.macro_f1()));
+        entry.insert(format!("eval_{name}_mcc"), json!(task.confusion.mcc()));
     }
     Value::Object(entry)
 }

@@ -31,6 +31,7 @@ fn two_tasks_from_one_file() {
             "trainable_parameters",
             "parameters",
             "eval",
+            "confusion",
             "best",
             "frozen",
         ],

@@ -58,6 +58,11 @@ fn the_best_model_is_written() {
     assert_eq!(number(&best["value"]), losses[at]);
     assert_eq!(best["step"], steps[at]);
     assert_eq!(report["eval"], evaluations[at]["eval"]);
+    let counts = report["confusion"]["topic"]["counts"].as_array().unwrap();
+    let rows = counts.iter().map(|row| row.as_array().unwrap().iter().map(number).sum::<f64>());
+    assert_eq!(rows.collect::<Vec<_>>(), [9.0; 5], "45 rows of five topics");
+    let right: f64 = (0..5).map(|at| number(&counts[at][at])).sum();
+    assert!((right / 45.0 - number(&report["eval"]["topic"]["accuracy"])).abs() <= 1e-12);
     // Probabilities come from logits in f32.
     assert!((loss(&workspace) - losses[at]).abs() <= 1e-5, "another model was written");
 
