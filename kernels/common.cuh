@@ -19,11 +19,9 @@ struct StepState {
   float learning_rate;
   float head_learning_rate;
   float weight_decay;
-  float bias_correction1;  // 1 - beta1^step
-  float bias_correction2;  // 1 - beta2^step
-  int n_tiles;             // attention: tiles of up to 128 packed tokens
-  int n_long_blocks;       // attention: blocks of 64 rows of sequences that no tile holds
-  int reserved[4];
+  int n_tiles;        // attention: tiles of up to 128 packed tokens
+  int n_long_blocks;  // attention: blocks of 64 rows of sequences that no tile holds
+  int reserved[6];
 };
 static_assert(sizeof(StepState) == 64, "the host writes 64 bytes");
 

@@ -19,7 +19,8 @@ struct Tensor {
   uint64_t moment2;  // float
   uint64_t n_elements;
   uint64_t flags;
-  uint64_t reserved;
+  float rate_scale;        // multiplies the learning rate
+  unsigned skipped_steps;  // steps of the run in which the tensor did not train
 };
 static_assert(sizeof(Tensor) == 64, "the host writes eight words");
 
@@ -114,6 +115,13 @@ constexpr float BETA2 = static_cast<float>(0.999);
 constexpr float ONE_MINUS_BETA1 = static_cast<float>(1.0 - 0.9);
 constexpr float ONE_MINUS_BETA2 = static_cast<float>(1.0 - 0.999);
 constexpr float EPSILON = 1e-8f;
+constexpr float LOG_BETA1 = -0.10536051565782628f;
+constexpr float LOG_BETA2 = -0.0010005003335835335f;
+
+// 1 - beta^n, without the cancellation that beta = 0.999 and a small n would suffer.
+__device__ __forceinline__ float bias_correction(float log_beta, unsigned n) {
+  return -expm1f(static_cast<float>(n) * log_beta);
+}
 
 // The scalars of one tensor's update.
 struct Update {
@@ -122,11 +130,13 @@ struct Update {
   float root;   // square root of the bias correction of the second moment
   float clip;
 
-  __device__ __forceinline__ Update(const StepState* state, uint64_t flags, const float* norm_and_clip) {
-    const float learning_rate = flags & FLAG_IS_HEAD ? state->head_learning_rate : state->learning_rate;
-    decay = flags & FLAG_DECAYS ? learning_rate * state->weight_decay : 0.0f;
-    rate = learning_rate / state->bias_correction1;
-    root = sqrtf(state->bias_correction2);
+  __device__ __forceinline__ Update(const StepState* state, const Tensor& tensor, const float* norm_and_clip) {
+    const float base = tensor.flags & FLAG_IS_HEAD ? state->head_learning_rate : state->learning_rate;
+    const float learning_rate = base * tensor.rate_scale;
+    const unsigned step = state->step - tensor.skipped_steps;
+    decay = tensor.flags & FLAG_DECAYS ? learning_rate * state->weight_decay : 0.0f;
+    rate = learning_rate / bias_correction(LOG_BETA1, step);
+    root = sqrtf(bias_correction(LOG_BETA2, step));
     clip = norm_and_clip == nullptr ? 1.0f : norm_and_clip[1];
   }
 
@@ -180,7 +190,8 @@ struct Arrays {
 
 // adamw_step: torch.optim.AdamW over all trained tensors, in place.
 // MATHS    g = grad clip;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p = p - lr wd p;
-//          p = p - lr / (1 - b1^step) m / (sqrt(v) / sqrt(1 - b2^step) + eps);  b1 0.9, b2 0.999, eps 1e-8
+//          p = p - lr / (1 - b1^n) m / (sqrt(v) / sqrt(1 - b2^n) + eps);  b1 0.9, b2 0.999, eps 1e-8,
+//          lr the group's rate times the tensor's scale, n the steps in which the tensor trained
 // SHAPES   tensors: the items' rows; chunks: [n_chunks] of {tensor, chunk}; norm_and_clip: what grad_norm
 //          wrote, or null (clip = 1). p is the master where there is one, and the value its bf16 copy.
 // TRAFFIC  bytes = 28*P in f32, 30*P where the value is bf16, of P values; flops = 13*P, + P each for decay
@@ -200,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const Tensor& tensor = reinterpret_cast<const Tensor*>(tensors)[place.x];
   const Range range(tensor, place.y);
   const Arrays arrays(tensor);
-  const Update update(state, tensor.flags, norm_and_clip);
+  const Update update(state, tensor, norm_and_clip);
 #pragma unroll 1
   for (size_t first = range.begin + VECTOR * threadIdx.x; first < range.end; first += THREADS * VECTOR) {
     if (first + VECTOR <= range.end) {

@@ -82,6 +82,7 @@
 
 pub mod backend;
 pub mod batch;
+pub mod checkpoint;
 pub mod cli;
 pub mod data;
 pub mod doctor;

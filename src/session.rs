@@ -10,6 +10,7 @@ use crate::backend::{Backend, Bound, KernelLaunch, StepState, StepTimes, Timing}
 use crate::batch::Batch;
 use crate::freeze::FreezeMask;
 use crate::model::{Network, ParamId};
+use crate::plan::op::TensorRate;
 use crate::plan::{Layout, Plan, StepOptions, compile};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -135,7 +136,21 @@ impl Session {
     /// # Errors
     /// When the device lacks the memory.
     pub fn compile(&mut self, mask: &FreezeMask, options: &StepOptions) -> Result<Step> {
-        let plan = compile(&self.network, mask, options);
+        self.compile_with(mask, options, |_| TensorRate::default())
+    }
+
+    /// As [`Session::compile`], with rates of the tensors' own.
+    ///
+    /// # Errors
+    /// As [`Session::compile`].
+    pub fn compile_with(
+        &mut self,
+        mask: &FreezeMask,
+        options: &StepOptions,
+        rate: impl Fn(ParamId) -> TensorRate,
+    ) -> Result<Step> {
+        let mut plan = compile(&self.network, mask, options);
+        plan.set_rates(rate);
         plan.verify().map_err(|fault| Error::Run(format!("the plan is unsound: {fault}")))?;
         let layout = Layout::new(&plan);
         let bound = self.backend.bind(Arc::new(plan), Arc::new(layout))?;
@@ -239,6 +254,22 @@ impl Session {
     /// As [`Session::used_bytes`].
     pub fn value(&mut self, param: ParamId) -> Result<Vec<f32>> {
         self.backend.read_value(param)
+    }
+
+    /// AdamW's moments of a parameter; None where no compiled step trains it.
+    ///
+    /// # Errors
+    /// As [`Session::used_bytes`].
+    pub fn moments(&mut self, param: ParamId) -> Result<Option<[Vec<f32>; 2]>> {
+        self.backend.read_moments(param)
+    }
+
+    /// Sets AdamW's moments of a parameter that a compiled step trains.
+    ///
+    /// # Errors
+    /// As [`Session::used_bytes`].
+    pub fn set_moments(&mut self, param: ParamId, moments: [Vec<f32>; 2]) -> Result<()> {
+        self.backend.write_moments(param, moments)
     }
 }
 

@@ -74,8 +74,8 @@ const LAYERS: [&[&str]; 11] = [
     &["plan"],
     &["backend"],
     &["session"],
-    &["train", "predict", "checkpoint", "cache", "measure", "doctor"],
-    &["advise", "report"],
+    &["train", "predict", "cache", "measure", "doctor"],
+    &["advise", "checkpoint", "report"],
     &["cli"],
 ];
 

@@ -147,6 +147,18 @@ pub trait Backend {
     /// When the device fails.
     fn read_value(&mut self, param: ParamId) -> Result<Vec<f32>>;
 
+    /// AdamW's moments of a parameter; None where no bound plan trains it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn read_moments(&mut self, param: ParamId) -> Result<Option<[Vec<f32>; 2]>>;
+
+    /// Sets AdamW's moments of a parameter that a bound plan trains.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn write_moments(&mut self, param: ParamId, moments: [Vec<f32>; 2]) -> Result<()>;
+
     /// Runs one step of a bound plan on a batch that its capacity serves.
     ///
     /// # Errors

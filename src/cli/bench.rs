@@ -10,7 +10,7 @@ use super::bench_training::Trainings;
 use super::data_args::{BatchArgs, DataArgs, MatrixArgs};
 use super::exports::ExportArgs;
 use super::step::Rates;
-use super::train::TrainingArgs;
+use super::train::options::TrainingArgs;
 use super::workload::{Settings, Workload};
 use super::{memory_probe, print, print_json, progress};
 use crate::backend::cuda;

@@ -6,12 +6,12 @@ use super::bench::Args;
 use super::data_args::{BatchArgs, DataArgs};
 use super::train::Bar;
 use crate::data::Corpus;
-use crate::freeze::{FreezeMask, FreezeSpec};
+use crate::freeze::{FreezeMask, FreezeSpec, FreezeState};
 use crate::measure::scenarios::{Measurement, Scenario};
 use crate::model::{Group, ModelFolder, Network, ParamId, Source};
 use crate::report::Training;
 use crate::session::{Engine, Session};
-use crate::train::{Evaluator, TrainOptions, TrainOutcome, prove_frozen, train};
+use crate::train::{Evaluator, Start, TrainOptions, TrainOutcome, prove_frozen, train};
 use crate::{Error, Result};
 
 /// Trains the scenarios of one `bench`, all from the same start.
@@ -90,14 +90,14 @@ impl<'a> Trainings<'a> {
         // A head that was trained first is held against the values that it was given.
         let file = self.source.weights();
         let proof = prove_frozen(&mut session, &outcome.trained, file, &start, &given)?;
-        let n_steps = outcome.n_steps;
+        let n_steps = outcome.progress.n_steps;
         Ok(Some(Training {
             eval: eval.evaluate(&mut session, n_steps)?,
             train: Evaluator::new(&mut session, self.corpus, &self.corpus.train)?
                 .evaluate(&mut session, n_steps)?,
             before,
-            seconds: outcome.train_time.as_secs_f64(),
-            log: outcome.log,
+            seconds: outcome.progress.train_seconds,
+            log: outcome.progress.log,
             n_proven: proof.n_tensors,
         }))
     }
@@ -127,7 +127,9 @@ impl<'a> Trainings<'a> {
 
     fn train(&self, session: &mut Session, mask: &FreezeMask) -> Result<TrainOutcome> {
         let mut bar = Bar::quiet();
-        let outcome = train(session, self.corpus, mask, &self.options, &mut bar)?;
+        let states = [FreezeState::always("", mask.clone())];
+        let outcome =
+            train(session, self.corpus, &states, &self.options, Start::default(), &mut bar)?;
         bar.finish();
         Ok(outcome)
     }

@@ -1,27 +1,28 @@
-//! `frostline train`: trains with one freeze, and writes a model folder.
+//! `frostline train`: trains with one freeze or a schedule of them, and writes a model folder.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+mod bar;
+pub mod options;
+mod report;
+mod saving;
 
-use indicatif::ProgressBar;
-use serde_json::json;
+use std::path::PathBuf;
 
-use super::args::{ModelArgs, RunArgs, positive_count};
+use serde_json::{Value, json};
+
+pub use self::bar::Bar;
+use self::options::{EvaluationArgs, RateArgs, SaveArgs, TrainingArgs};
+use self::saving::{Interrupt, Model, Saver};
+use super::args::{ModelArgs, RunArgs};
 use super::data_args::{BatchArgs, DataArgs};
+use super::output_folder;
 use super::step::Rates;
-use super::{output_folder, print, print_json, progress};
-use crate::freeze::FreezeSpec;
-use crate::model::Source;
-use crate::model::folder::{Settings, TaskSettings, TrainedModel, write_model};
-use crate::session::Session;
-use crate::train::evaluate::TaskQuality;
+use crate::data::Corpus;
+use crate::freeze::{FreezeSchedule, FreezeSpec};
+use crate::model::Network;
+use crate::model::folder::write_model;
 use crate::train::state::trainer_state;
-use crate::train::{
-    BestOptions, FreezeProof, LogLine, Metric, Observer, Quality, Schedule, TrainOptions,
-    TrainOutcome, Warmup, prove_frozen, train,
-};
-use crate::{Result, files};
+use crate::train::{Start, TrainOptions, TrainOutcome, prove_frozen, train};
+use crate::{Result, checkpoint, files};
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example: frostline train --model demo/minilm \
@@ -36,14 +37,22 @@ pub struct Args {
     #[command(flatten)]
     batch: BatchArgs,
     /// Freeze spec, see frostline plan --help
-    #[arg(long, value_name = "SPEC", default_value = "none")]
+    #[arg(long, value_name = "SPEC", default_value = "none", conflicts_with = "schedule")]
     freeze: String,
+    /// Freeze specs that follow each other, each from an epoch or a step (@) on, counted from 0:
+    /// "0:backbone 1:lower:4 @500:none"; heads first, then everything (LP-FT): "0:backbone 1:none"
+    #[arg(long, value_name = "STATES")]
+    schedule: Option<String>,
     #[command(flatten)]
     training: TrainingArgs,
     #[command(flatten)]
     evaluation: EvaluationArgs,
     #[command(flatten)]
     rates: Rates,
+    #[command(flatten)]
+    param_rates: RateArgs,
+    #[command(flatten)]
+    save: SaveArgs,
     /// Folder to write: a model that can be loaded again, train_log.jsonl and trainer_state.json
     #[arg(long, alias = "output_dir", value_name = "DIR")]
     output: PathBuf,
@@ -54,105 +63,29 @@ pub struct Args {
     run: RunArgs,
 }
 
-/// How long to train, and how the rate changes.
-#[derive(clap::Args, Debug)]
-pub struct TrainingArgs {
-    /// Epochs over the training rows
-    #[arg(long, alias = "num_train_epochs", default_value_t = 3, value_parser = positive_count)]
-    pub num_train_epochs: u64,
-    /// Steps instead of epochs
-    #[arg(long, alias = "max_steps", value_parser = positive_count)]
-    pub max_steps: Option<u64>,
-    /// Steps of warm-up; under 1 a share of all steps
-    #[arg(long, aliases = ["warmup_steps", "warmup_ratio"], default_value = "0.1", value_parser = warmup)]
-    pub warmup_steps: Warmup,
-    /// Learning rate behind the warm-up
-    #[arg(long, alias = "lr_scheduler_type", value_enum, default_value_t = Schedule::Linear)]
-    pub lr_scheduler_type: Schedule,
-}
-
-/// When to evaluate, and which model to keep.
-#[derive(clap::Args, Debug)]
-struct EvaluationArgs {
-    /// Evaluate every so many steps instead of after every epoch
-    #[arg(long, alias = "eval_steps", value_name = "N", value_parser = positive_count)]
-    eval_steps: Option<u64>,
-    /// Write the model of the best evaluation instead of the last step's
-    #[arg(long, alias = "load_best_model_at_end")]
-    load_best_model_at_end: bool,
-    /// Stop after so many evaluations in a row that were no better than the best
-    #[arg(long, alias = "early_stopping_patience", value_name = "N", value_parser = positive_count)]
-    early_stopping_patience: Option<u64>,
-    /// What makes an evaluation the best: loss, accuracy or macro_f1 (means over the tasks), or of one task, as
-    /// topic_macro_f1
-    #[arg(
-        long,
-        alias = "metric_for_best_model",
-        value_name = "METRIC",
-        default_value = "loss",
-        value_parser = Metric::parse
-    )]
-    metric_for_best_model: Metric,
-}
-
-impl EvaluationArgs {
-    fn best(&self) -> Option<BestOptions> {
-        let is_asked = self.load_best_model_at_end || self.early_stopping_patience.is_some();
-        is_asked.then(|| BestOptions {
-            metric: self.metric_for_best_model.clone(),
-            patience: self.early_stopping_patience,
-            keeps_values: self.load_best_model_at_end,
-        })
-    }
-}
-
-fn warmup(text: &str) -> std::result::Result<Warmup, String> {
-    match text.parse::<f64>() {
-        Ok(ratio) if (0.0..1.0).contains(&ratio) => Ok(Warmup::Ratio(ratio)),
-        Ok(steps) if steps >= 1.0 && steps.fract() == 0.0 && steps < 1e15 => {
-            Ok(Warmup::Steps(steps as u64))
+impl Args {
+    fn schedule(&self) -> Result<FreezeSchedule> {
+        match &self.schedule {
+            Some(text) => FreezeSchedule::parse(text),
+            None => Ok(FreezeSchedule::of(FreezeSpec::parse(&self.freeze)?)),
         }
-        _ => Err("expected a share under 1, or a whole number of steps".into()),
-    }
-}
-
-impl TrainingArgs {
-    /// The options as JSON, for a report.
-    pub fn settings(&self) -> serde_json::Value {
-        json!({
-            "num_train_epochs": self.num_train_epochs,
-            "max_steps": self.max_steps,
-            "warmup_steps": match self.warmup_steps {
-                Warmup::Ratio(ratio) => json!(ratio),
-                Warmup::Steps(steps) => json!(steps),
-            },
-            "lr_scheduler_type": self.lr_scheduler_type,
-        })
     }
 
-    /// The options of a run.
-    pub fn options(&self, batch: &BatchArgs, rates: &Rates, seed: u64) -> TrainOptions {
+    fn options(&self) -> TrainOptions {
         TrainOptions {
-            limit: batch.limit(),
-            n_epochs: self.num_train_epochs,
-            max_steps: self.max_steps,
-            learning_rate: rates.learning_rate,
-            head_learning_rate: rates.of_heads(),
-            weight_decay: rates.weight_decay,
-            max_grad_norm: rates.clip(),
-            warmup: self.warmup_steps,
-            schedule: self.lr_scheduler_type,
-            eval_steps: None,
-            best: None,
-            seed,
+            rates: self.param_rates.rules(),
+            eval_steps: self.evaluation.eval_steps,
+            best: self.evaluation.best(),
+            ..self.training.options(&self.batch, &self.rates, self.run.seed)
         }
     }
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let spec = FreezeSpec::parse(&args.freeze)?;
+    let schedule = args.schedule()?;
     let engine = args.run.device.prepare()?;
-    output_folder::check(&args.output, args.overwrite)?;
+    output_folder::check(&args.output, args.overwrite || args.save.resume)?;
+    let interrupt = Interrupt::listen()?;
     let source = args.model.source()?;
     let corpus = args.data.corpus(&source, args.batch.max_length, args.run.seed)?;
     DataArgs::warn_of_missing_evaluation(&corpus);
@@ -162,174 +95,88 @@ pub fn run(args: &Args) -> Result<()> {
             eprintln!("the model's head `{task}` is left out: no --task names it");
         }
     }
-    let mask = spec.mask(&network)?;
+    let states = schedule.apply(&network)?;
+    let freeze = schedule.to_string();
+    let options = args.options();
     let initial = source.initial_values(&network, args.run.seed)?;
-    let n_values = network.n_values();
-    let mut session = engine.session(network, initial.clone())?;
-    let options = TrainOptions {
-        eval_steps: args.evaluation.eval_steps,
-        best: args.evaluation.best(),
-        ..args.training.options(&args.batch, &args.rates, args.run.seed)
+    let settings = settings(&freeze, &options, &corpus, &network, &initial);
+    let mut values = initial.clone();
+    let start = match args.save.resume {
+        true => resume(args, &network, &settings, &mut values)?,
+        false => Start::default(),
     };
-    let mut observer = Bar::new();
-    let outcome = train(&mut session, &corpus, &mask, &options, &mut observer)?;
-    observer.finish();
+    let mut session = engine.session(network, values)?;
+    let model = Model { source: &source, corpus: &corpus, freeze: &freeze, initial: &initial };
+    let mut saver = Saver {
+        bar: Bar::new(start.progress.n_steps),
+        interrupt,
+        save: &args.save,
+        output: &args.output,
+        model: &model,
+        options: &options,
+        settings: &settings,
+        is_fresh: !args.save.resume,
+    };
+    let outcome = train(&mut session, &corpus, &states, &options, start, &mut saver)?;
+    saver.bar.finish();
     let proof = prove_frozen(&mut session, &outcome.trained, source.weights(), &initial, &[])?;
-
-    let origin = match &source {
-        Source::Folder(folder) => Some(folder),
-        Source::Published(_) => None,
-    };
-    let network = session.network().clone();
     let best = outcome.best.as_ref().and_then(|best| best.values.as_ref());
-    let kept = |session: &mut Session, id| match best {
-        Some(values) => Ok(values[&id].clone()),
-        None => session.value(id),
-    };
-    let labels = |labels: &[String]| TaskSettings { labels: labels.to_vec() };
-    let model = TrainedModel {
-        network: &network,
-        origin,
-        settings: Settings {
-            pooling: Some(network.pooling),
-            tasks: BTreeMap::from_iter(
-                corpus.tasks.iter().map(|task| (task.name.clone(), labels(&task.labels))),
-            ),
-            freeze: Some(args.freeze.clone()),
-        },
-        trained: (network.param_ids())
-            .map(|id| outcome.trained.contains(&id).then(|| kept(&mut session, id)).transpose())
-            .collect::<Result<_>>()?,
-        initial: &initial,
-    };
-    write_folder(&args.output, &model, &options, &outcome)?;
-    report(args, &outcome, proof, n_values)
+    let trained = model.of(&mut session, &outcome.trained, best)?;
+    output_folder::place(&args.output, |written| {
+        write_model(written, &trained)?;
+        write_log(written, &options, &outcome)
+    })?;
+    report::report(args, &outcome, proof, &freeze)
 }
 
-/// Writes everything beside, then puts it in its place.
-fn write_folder(
-    output: &Path,
-    model: &TrainedModel,
+/// Where the run goes on, its values among `values`.
+fn resume(
+    args: &Args,
+    network: &Network,
+    settings: &Value,
+    values: &mut [Vec<f32>],
+) -> Result<Start> {
+    checkpoint::remove_unfinished(&args.output)?;
+    let found = checkpoint::newest(&args.output, network, settings, |line| eprintln!("{line}"))?;
+    let Some(found) = found else {
+        eprintln!("no checkpoint in {}: beginning", args.output.display());
+        return Ok(Start::default());
+    };
+    eprintln!("going on from {}", found.folder.display());
+    for (id, value) in found.values {
+        values[id.0] = value;
+    }
+    Ok(found.start)
+}
+
+/// What a checkpoint must agree with this run in.
+fn settings(
+    freeze: &str,
     options: &TrainOptions,
-    outcome: &TrainOutcome,
-) -> Result<()> {
-    output_folder::place(output, |written| {
-        write_model(written, model)?;
-        let lines: Vec<String> = outcome.log.iter().map(|line| json!(line).to_string()).collect();
-        let log = lines.join("\n") + "\n";
-        files::write_atomically(&written.join("train_log.jsonl"), log.as_bytes())?;
-        let state = format!("{:#}\n", trainer_state(options, outcome));
-        files::write_atomically(&written.join("trainer_state.json"), state.as_bytes())
+    corpus: &Corpus,
+    network: &Network,
+    initial: &[Vec<f32>],
+) -> Value {
+    json!({
+        "freeze": freeze,
+        "tasks": corpus.tasks.iter().map(|task| &task.name).collect::<Vec<_>>(),
+        "pooling": network.pooling.name(),
+        "model_sha256": checkpoint::digest_of_values(initial),
+        "data_sha256": corpus.digest(),
+        "options": options,
     })
 }
 
-fn report(args: &Args, outcome: &TrainOutcome, proof: FreezeProof, n_values: usize) -> Result<()> {
-    let seconds = outcome.train_time.as_secs_f64();
-    if args.run.json {
-        return print_json(&json!({
-            "output": args.output.to_string_lossy(),
-            "freeze": args.freeze,
-            "steps": outcome.n_steps,
-            "train_runtime": seconds,
-            "train_steps_per_second": outcome.n_steps as f64 / seconds,
-            "trainable_parameters": outcome.n_trained,
-            "parameters": n_values,
-            "eval": outcome.eval,
-            "confusion": outcome.eval.as_ref().map(confusion),
-            "best": outcome.best.as_ref().map(|best| json!({
-                "metric": args.evaluation.metric_for_best_model.name(),
-                "value": best.value,
-                "step": best.step,
-                "kept": best.values.is_some(),
-            })),
-            "frozen": proof,
-        }));
-    }
-    let mut text = format!(
-        "trained {} of {n_values} values for {} steps in {seconds:.1} s\n",
-        outcome.n_trained, outcome.n_steps
-    );
-    if let Some(best) = &outcome.best {
-        let name = args.evaluation.metric_for_best_model.name();
-        let kept = if best.values.is_some() { ", which is kept" } else { "" };
-        text += &format!("best {name}: {:.4}, after step {}{kept}\n", best.value, best.step);
-    }
-    if let Some(quality) = &outcome.eval {
-        text += &format!("{}\n", quality_line(quality));
-    }
-    text += &format!(
-        "{} tensors that did not train ({} values) are equal to the model's own, byte for byte\nwrote \
-         {}\n",
-        proof.n_tensors,
-        proof.n_values,
-        args.output.display()
-    );
-    print(&text)
-}
-
-/// What the shares of right answers hide: which label was taken for which.
-fn confusion(quality: &Quality) -> serde_json::Value {
-    let one = |task: &TaskQuality| {
-        let value = json!({ "mcc": task.confusion.mcc(), "counts": task.confusion.counts() });
-        (task.task.clone(), value)
-    };
-    quality.tasks.iter().map(one).collect::<serde_json::Map<_, _>>().into()
-}
-
-/// `topic: accuracy 0.790, macro-F1 0.776, MCC 0.732; ...`.
-fn quality_line(quality: &Quality) -> String {
-    let share = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
-    let task = |task: &TaskQuality| {
-        let (accuracy, macro_f1) = (task.confusion.accuracy(), task.confusion.macro_f1());
-        let (name, mcc) = (&task.task, share(task.confusion.mcc()));
-        format!("{name}: accuracy {}, macro-F1 {}, MCC {mcc}", share(accuracy), share(macro_f1))
-    };
-    quality.tasks.iter().map(task).collect::<Vec<_>>().join("; ")
-}
-
-/// Shows training as it goes: a bar on a terminal, a line an epoch everywhere.
-pub struct Bar {
-    bar: Option<ProgressBar>,
-    begun: Instant,
-    n_tokens: usize,
-    is_quiet: bool,
-}
-
-impl Bar {
-    /// Begins the clock.
-    pub fn new() -> Self {
-        Self { bar: None, begun: Instant::now(), n_tokens: 0, is_quiet: false }
-    }
-
-    /// Without the line an epoch, for a run among others.
-    pub fn quiet() -> Self {
-        Self { is_quiet: true, ..Self::new() }
-    }
-
-    /// Takes the bar away.
-    pub fn finish(&self) {
-        self.bar.iter().for_each(ProgressBar::finish_and_clear);
-    }
-}
-
-impl Observer for Bar {
-    fn step(&mut self, line: &LogLine, n_tokens: usize, n_steps: u64) {
-        let bar = self.bar.get_or_insert_with(|| progress::bar(n_steps, "training"));
-        self.n_tokens += n_tokens;
-        let rate = self.n_tokens as f64 / self.begun.elapsed().as_secs_f64();
-        if let LogLine::Step { loss, .. } = line {
-            bar.set_message(format!("loss {loss:.3}, {rate:.0} tokens/s"));
-        }
-        bar.inc(1);
-    }
-
-    fn evaluation(&mut self, line: &LogLine) {
-        if let (LogLine::Evaluation { epoch, eval, .. }, false) = (line, self.is_quiet) {
-            let text = format!("epoch {epoch:.2}: {}", quality_line(eval));
-            match &self.bar {
-                Some(bar) => bar.suspend(|| eprintln!("{text}")),
-                None => eprintln!("{text}"),
-            }
-        }
-    }
+/// The log and its summary beside the model.
+fn write_log(
+    written: &std::path::Path,
+    options: &TrainOptions,
+    outcome: &TrainOutcome,
+) -> Result<()> {
+    let progress = &outcome.progress;
+    let lines: Vec<String> = progress.log.iter().map(|line| line.shown().to_string()).collect();
+    let log = lines.join("\n") + "\n";
+    files::write_atomically(&written.join("train_log.jsonl"), log.as_bytes())?;
+    let state = format!("{:#}\n", trainer_state(options, progress));
+    files::write_atomically(&written.join("trainer_state.json"), state.as_bytes())
 }

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use super::{BatchLimit, Dataset, Encoded, Example, Packer, TaskInfo, Tokenizer, epoch_order};
 use crate::batch::{Batch, PositionScheme};
 use crate::{Error, Result};
@@ -102,6 +104,24 @@ impl Corpus {
     /// Name and number of labels of each task, as a network wants them.
     pub fn task_sizes(&self) -> Vec<(String, usize)> {
         self.tasks.iter().map(|task| (task.name.clone(), task.labels.len())).collect()
+    }
+
+    /// The SHA-256 of all tokens and labels, and of the order in which they stand.
+    pub fn digest(&self) -> String {
+        let mut digest = Sha256::new();
+        for split in [&self.train, &self.eval] {
+            for example in 0..split.len() {
+                let (ids, type_ids) = split.encoded.sequence(example);
+                let labels: Vec<i32> =
+                    (0..self.tasks.len()).map(|task| split.examples[example].label(task)).collect();
+                for part in [ids, type_ids, &labels] {
+                    digest.update((part.len() as u64).to_le_bytes());
+                    digest.update(bytemuck::cast_slice::<i32, u8>(part));
+                }
+            }
+            digest.update([0xFF]);
+        }
+        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The packer for this corpus.

@@ -8,7 +8,7 @@ use crate::batch::{Batch, PositionScheme};
 use crate::{Error, Result};
 
 /// How much goes into a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum BatchLimit {
     /// This many sequences; the last batch of an epoch may have fewer.
     Sequences(usize),

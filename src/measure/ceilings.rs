@@ -293,7 +293,7 @@ pub fn predicted_seconds(plan: &Plan, counts: &Counts, ceilings: &Ceilings) -> f
 mod tests {
     use super::*;
     use crate::model::ParamId;
-    use crate::plan::op::{AdamwItem, GemmFwdPart};
+    use crate::plan::op::{AdamwItem, GemmFwdPart, TensorRate};
     use crate::plan::{BufId, Buffer, Capacity, Role, Rows};
     use crate::tensor::DType;
 
@@ -327,6 +327,7 @@ mod tests {
             moment2,
             decays: false,
             is_head: false,
+            rate: TensorRate::default(),
         };
         let ops = vec![
             Op::GemmFwd { x, parts: vec![GemmFwdPart { weight, bias, out: pre }] },

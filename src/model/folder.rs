@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::config::Config;
 use super::params::{Group, Init, Network, ParamId, Pooling, head_tensor};
 use super::weights::{self, NamedTensor, WeightFile};
-use crate::{Error, Result, files, philox, tensor};
+use crate::tensor::{self, DType};
+use crate::{Error, Result, files, philox};
 
 const SETTINGS: &str = "frostline.json";
 
@@ -189,7 +190,7 @@ fn initial_value(
 
 /// Everything that [`write_model`] needs beside the values.
 pub struct TrainedModel<'a> {
-    pub network: &'a Network,
+    pub network: Network,
     /// The folder that the run started from, None for random initialisation.
     pub origin: Option<&'a ModelFolder>,
     pub settings: Settings,
@@ -197,6 +198,26 @@ pub struct TrainedModel<'a> {
     pub trained: Vec<Option<Vec<f32>>>,
     /// The values that frozen parameters without a file started from, in table order.
     pub initial: &'a [Vec<f32>],
+}
+
+impl TrainedModel<'_> {
+    /// The type in which a parameter is written: that of the file that it came from.
+    ///
+    /// # Errors
+    /// A type there that is no float.
+    fn stored_dtype(&self, id: ParamId) -> Result<DType> {
+        let name = &self.network.param(id).name;
+        let weights = self.origin.and_then(|folder| folder.weights.as_ref());
+        weights.filter(|file| file.contains(name)).map_or(Ok(DType::F32), |file| file.dtype(name))
+    }
+
+    /// Whether writing a parameter rounds it.
+    ///
+    /// # Errors
+    /// A type in its file that is no float.
+    pub fn rounds(&self, id: ParamId) -> Result<bool> {
+        Ok(self.stored_dtype(id)? != DType::F32)
+    }
 }
 
 /// Writes a model folder's files into `dir`, which exists: frozen tensors with the bytes of the file
@@ -209,10 +230,7 @@ pub fn write_model(dir: &Path, model: &TrainedModel) -> Result<()> {
     let mut tensors = Vec::new();
     for (id, param) in model.network.param_ids().zip(&model.network.params) {
         let stored = weights.filter(|file| file.contains(&param.name));
-        let dtype = match stored {
-            Some(file) => file.dtype(&param.name)?,
-            None => tensor::DType::F32,
-        };
+        let dtype = model.stored_dtype(id)?;
         let bytes = match (&model.trained[id.0], stored) {
             (Some(values), _) => tensor::from_f32(dtype, values),
             (None, Some(file)) => file.bytes(&param.name)?.to_vec(),
@@ -229,7 +247,7 @@ pub fn write_model(dir: &Path, model: &TrainedModel) -> Result<()> {
     match model.origin {
         Some(folder) => {
             copy_companions(&folder.dir, dir)?;
-            write_pooling(&folder.dir, dir, model.network)
+            write_pooling(&folder.dir, dir, &model.network)
         }
         None => {
             let config = published_config_json(&model.network.config);

@@ -189,6 +189,20 @@ impl Plan {
         ids
     }
 
+    /// Gives every tensor that this step changes a rate of its own.
+    pub fn set_rates(&mut self, rate: impl Fn(ParamId) -> op::TensorRate) {
+        let buffers = &self.buffers;
+        for op in &mut self.ops {
+            if let Op::AdamwStep { items, .. } = op {
+                for item in items {
+                    if let Role::Value(id) = buffers[item.value.0].role {
+                        item.rate = rate(id);
+                    }
+                }
+            }
+        }
+    }
+
     /// The buffer of a parameter's gradient, if this step makes it.
     pub fn gradient(&self, param: ParamId) -> Option<BufId> {
         let role = Role::Gradient(param);

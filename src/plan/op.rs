@@ -86,6 +86,24 @@ pub struct AdamwItem {
     pub decays: bool,
     /// Whether the head's learning rate applies.
     pub is_head: bool,
+    pub rate: TensorRate,
+}
+
+/// What sets one tensor's update apart from that of its neighbours.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TensorRate {
+    /// Multiplies the learning rate.
+    pub scale: f32,
+    /// Steps of the run in which the tensor did not train: AdamW's bias correction counts the others, as
+    /// `torch.optim.AdamW` counts the steps of each parameter.
+    pub skipped_steps: u32,
+}
+
+impl Default for TensorRate {
+    /// The learning rate as it is, from the first step on.
+    fn default() -> Self {
+        TensorRate { scale: 1.0, skipped_steps: 0 }
+    }
 }
 
 /// The tables that [`Op::EmbedFwd`] sums.

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{Bench, Row, Training};
 use crate::measure::regime::Bound;
 use crate::plan::Phase;
+use crate::train::{LogLine, Quality};
 
 /// The whole document.
 pub fn document(bench: &Bench) -> Value {
@@ -67,17 +68,17 @@ fn scenario(bench: &Bench, row: &Row) -> Value {
             "peak_planned": memory.total(),
             "peak_measured": row.peak_measured,
         },
-        "quality": row.training.as_ref().map(|training| json!(training.eval)),
+        "quality": row.training.as_ref().map(|training| training.eval.shares()),
         "training": row.training.as_ref().map(training),
     })
 }
 
 fn training(training: &Training) -> Value {
     json!({
-        "train_quality": training.train,
-        "quality_before": training.before,
+        "train_quality": training.train.shares(),
+        "quality_before": training.before.as_ref().map(Quality::shares),
         "seconds": training.seconds,
         "frozen_tensors_proven": training.n_proven,
-        "log": training.log,
+        "log": training.log.iter().map(LogLine::shown).collect::<Vec<_>>(),
     })
 }

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::evaluate::{Quality, TaskQuality};
+use super::run::values_of;
 use crate::data::Corpus;
 use crate::model::ParamId;
 use crate::session::Session;
 use crate::{Error, Result};
 
 /// What makes one evaluation better than another.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Metric {
     /// The sum over the tasks of the mean cross-entropy; less is better.
     Loss,
@@ -88,7 +91,7 @@ impl Metric {
 }
 
 /// What to do about the best evaluation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BestOptions {
     pub metric: Metric,
     /// End after so many evaluations in a row that were not better.
@@ -103,24 +106,51 @@ pub struct Best {
     pub step: u64,
     /// The metric's value.
     pub value: f64,
-    /// That of the model that is kept.
     pub eval: Quality,
-    /// What the trained parameters were then; None where the last values are kept.
+    /// What the parameters that had trained were then; None where the last values are kept.
     pub values: Option<BTreeMap<ParamId, Vec<f32>>>,
+}
+
+/// What the search knows, but for values.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SearchProgress {
+    best: Option<BestEvaluation>,
+    /// Evaluations in a row that were no better.
+    n_worse: u64,
+}
+
+impl SearchProgress {
+    /// Step and metric of the best evaluation so far.
+    pub fn best(&self) -> Option<(u64, f64)> {
+        self.best.as_ref().map(|best| (best.step, best.value))
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct BestEvaluation {
+    step: u64,
+    value: f64,
+    eval: Quality,
 }
 
 /// Looks for the best evaluation while training goes on.
 pub(super) struct Search<'a> {
     options: &'a BestOptions,
-    best: Option<Best>,
-    last: Option<Quality>,
-    n_worse: u64,
+    progress: SearchProgress,
+    values: Option<BTreeMap<ParamId, Vec<f32>>>,
 }
 
 impl<'a> Search<'a> {
+    /// Goes on where an earlier search was.
+    ///
     /// # Errors
     /// Where nothing can be evaluated, or the metric is of a task that is not there.
-    pub(super) fn new(options: &'a BestOptions, corpus: &Corpus) -> Result<Self> {
+    pub(super) fn new(
+        options: &'a BestOptions,
+        corpus: &Corpus,
+        progress: SearchProgress,
+        values: Option<BTreeMap<ParamId, Vec<f32>>>,
+    ) -> Result<Self> {
         if corpus.eval.is_empty() {
             return Err(Error::usage(
                 "no rows to look for the best model on: give --eval, a `split` column or --holdout",
@@ -135,52 +165,59 @@ impl<'a> Search<'a> {
                 "--metric-for-best-model {name}: no task {task}; there are {known}"
             )));
         }
-        Ok(Self { options, best: None, last: None, n_worse: 0 })
+        Ok(Self { options, progress, values })
     }
 
-    /// Whether it is time to stop.
+    /// Takes an evaluation into account.
     ///
     /// # Errors
-    /// When the device fails.
+    /// Where none of its rows has a label of the metric's task; when the device fails.
     pub(super) fn look_at(
         &mut self,
-        quality: &Quality,
+        eval: &Quality,
         step: u64,
         session: &mut Session,
         trained: &[ParamId],
-    ) -> Result<bool> {
-        self.last = Some(quality.clone());
-        let Some(value) = self.options.metric.of(quality) else {
-            let name = self.options.metric.name();
+    ) -> Result<()> {
+        let metric = &self.options.metric;
+        let Some(value) = metric.of(eval) else {
             return Err(Error::usage(format!(
-                "--metric-for-best-model {name}: none of the evaluation rows has a label of it"
+                "--metric-for-best-model {}: none of the evaluation rows has a label of it",
+                metric.name()
             )));
         };
-        let is_best =
-            self.best.as_ref().is_none_or(|best| self.options.metric.is_better(value, best.value));
-        if !is_best {
-            self.n_worse += 1;
-            return Ok(self.options.patience.is_some_and(|patience| self.n_worse >= patience));
+        let best = self.progress.best.as_ref();
+        if best.is_some_and(|best| !metric.is_better(value, best.value)) {
+            self.progress.n_worse += 1;
+            return Ok(());
         }
-        self.n_worse = 0;
-        let values = match self.options.keeps_values {
-            true => {
-                let value = |id: &ParamId| Ok((*id, session.value(*id)?));
-                Some(trained.iter().map(value).collect::<Result<_>>()?)
-            }
-            false => None,
-        };
-        self.best = Some(Best { step, value, eval: quality.clone(), values });
-        Ok(false)
+        if self.options.keeps_values {
+            self.values = Some(values_of(session, trained)?);
+        }
+        let best = BestEvaluation { step, value, eval: eval.clone() };
+        self.progress = SearchProgress { best: Some(best), n_worse: 0 };
+        Ok(())
+    }
+
+    /// Whether so many evaluations were no better that it is time to stop.
+    pub(super) fn is_over(&self) -> bool {
+        self.options.patience.is_some_and(|patience| self.progress.n_worse >= patience)
+    }
+
+    /// What it knows.
+    pub(super) fn progress(&self) -> &SearchProgress {
+        &self.progress
+    }
+
+    /// The values of the best evaluation, where they are kept.
+    pub(super) fn values(&self) -> Option<&BTreeMap<ParamId, Vec<f32>>> {
+        self.values.as_ref()
     }
 
     /// What was found.
     pub(super) fn into_best(self) -> Option<Best> {
-        let (mut best, last) = (self.best?, self.last?);
-        if best.values.is_none() {
-            best.eval = last;
-        }
-        Some(best)
+        let BestEvaluation { step, value, eval } = self.progress.best?;
+        Some(Best { step, value, eval, values: self.values })
     }
 }
 

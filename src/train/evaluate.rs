@@ -1,6 +1,6 @@
 //! How good the heads are on a split.
 
-use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::metrics::{Confusion, argmax};
 use crate::Result;
@@ -11,7 +11,7 @@ use crate::plan::StepOptions;
 use crate::session::{Session, Step};
 
 /// One task's result.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TaskQuality {
     pub task: String,
     pub confusion: Confusion,
@@ -20,7 +20,7 @@ pub struct TaskQuality {
 }
 
 /// The results of all tasks, in head order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Quality {
     pub tasks: Vec<TaskQuality>,
 }
@@ -30,18 +30,15 @@ impl Quality {
     pub fn loss(&self) -> f64 {
         self.tasks.iter().map(|task| task.loss).sum()
     }
-}
 
-/// As `{task: {"accuracy", "macro_f1"}}`, null where a task has no row.
-impl Serialize for Quality {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.tasks.len()))?;
-        for task in &self.tasks {
+    /// `{task: {"accuracy", "macro_f1"}}`, null where a task has no row.
+    pub fn shares(&self) -> serde_json::Value {
+        let shares = |task: &TaskQuality| {
             let (accuracy, macro_f1) = (task.confusion.accuracy(), task.confusion.macro_f1());
             let value = serde_json::json!({"accuracy": accuracy, "macro_f1": macro_f1});
-            map.serialize_entry(&task.task, &value)?;
-        }
-        map.end()
+            (task.task.clone(), value)
+        };
+        self.tasks.iter().map(shares).collect::<serde_json::Map<_, _>>().into()
     }
 }
 

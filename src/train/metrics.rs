@@ -1,8 +1,10 @@
 //! Quality of a classifier: accuracy, macro F1 and the correlation of truth and prediction, as scikit-learn defines
 //! them.
 
+use serde::{Deserialize, Serialize};
+
 /// Rows counted by true and predicted label, for one task of C labels.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confusion {
     n_labels: usize,
     /// `[C, C]`, rows the truth, columns the prediction.

@@ -1,32 +1,33 @@
-//! Training with one freeze: epochs over a corpus, evaluation, and the proof that what was frozen did
-//! not move.
+//! Training with one freeze or a schedule of them: epochs over a corpus, evaluation, and the proof that what was
+//! frozen did not move.
 
 mod best;
 pub mod evaluate;
+mod legs;
 pub mod metrics;
 pub mod proof;
+mod rates;
+mod run;
 pub mod schedule;
 pub mod state;
 
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use self::best::Search;
 pub use self::best::{Best, BestOptions, Metric};
 pub use self::evaluate::{Evaluator, Quality};
 pub use self::proof::{FreezeProof, prove_frozen};
+pub use self::rates::RateRules;
+pub use self::run::{largest_batch, train};
 pub use self::schedule::{Schedule, Warmup};
-use crate::backend::{StepState, Timing};
-use crate::data::{BatchLimit, Corpus, Split};
-use crate::freeze::FreezeMask;
-use crate::plan::{Capacity, Counts, StepOptions};
+use crate::Result;
+use crate::data::BatchLimit;
+use crate::model::ParamId;
 use crate::session::Session;
-use crate::tensor::DType;
-use crate::{Error, Result};
 
 /// How long to train, and how fast.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TrainOptions {
     pub limit: BatchLimit,
     pub n_epochs: u64,
@@ -35,6 +36,8 @@ pub struct TrainOptions {
     pub max_steps: Option<u64>,
     pub learning_rate: f32,
     pub head_learning_rate: f32,
+    /// Rates of single parameters.
+    pub rates: RateRules,
     pub weight_decay: f32,
     pub max_grad_norm: Option<f32>,
     pub warmup: Warmup,
@@ -47,8 +50,8 @@ pub struct TrainOptions {
 }
 
 /// One line of the training log, with transformers' keys.
-#[derive(Clone, Debug, Serialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum LogLine {
     Step {
         step: u64,
@@ -67,6 +70,72 @@ pub enum LogLine {
         eval_runtime: f64,
         eval: Quality,
     },
+    /// From the next step on something else is frozen.
+    Freeze {
+        /// Steps before it.
+        step: u64,
+        epoch: f64,
+        freeze: String,
+        /// Values that train from here.
+        trainable_parameters: usize,
+        /// Planned FLOPs of the next step, as a share of those of the same step with nothing frozen.
+        flops_share: f64,
+        /// Planned peak memory.
+        memory_bytes: usize,
+    },
+}
+
+impl LogLine {
+    /// The line as logs and reports show it: an evaluation's counts are left out, its shares stay.
+    pub fn shown(&self) -> serde_json::Value {
+        let mut value = serde_json::json!(self);
+        if let Some(fields) = value.as_object_mut() {
+            fields.remove("kind");
+            if let LogLine::Evaluation { eval, .. } = self {
+                fields.insert("eval".to_owned(), eval.shares());
+            }
+        }
+        value
+    }
+}
+
+/// Where a run is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps that were done.
+    pub n_steps: u64,
+    pub n_epochs: f64,
+    pub n_tokens: usize,
+    /// Planned FLOPs of all steps.
+    pub n_flops: u64,
+    /// Of the training steps alone, without evaluation.
+    pub train_seconds: f64,
+    pub log: Vec<LogLine>,
+    /// The last evaluation.
+    pub eval: Option<Quality>,
+    pub search: best::SearchProgress,
+}
+
+/// Where a run goes on, beside the values that its session was opened with.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    pub progress: Progress,
+    /// AdamW's moments of what trained.
+    pub moments: BTreeMap<ParamId, [Vec<f32>; 2]>,
+    /// The values of the best evaluation, where they are kept.
+    pub best: Option<BTreeMap<ParamId, Vec<f32>>>,
+}
+
+/// A run between two steps.
+pub struct Snapshot<'a> {
+    pub session: &'a mut Session,
+    pub progress: &'a Progress,
+    /// What has trained so far, in table order.
+    pub trained: &'a [ParamId],
+    /// The values of the best evaluation, where they are kept.
+    pub best: Option<&'a BTreeMap<ParamId, Vec<f32>>>,
+    /// Whether an epoch ended with the last step.
+    pub is_epoch_end: bool,
 }
 
 /// Told of what happens while training goes on.
@@ -75,20 +144,21 @@ pub trait Observer {
     fn step(&mut self, line: &LogLine, n_tokens: usize, n_steps: u64);
     /// After every evaluation.
     fn evaluation(&mut self, line: &LogLine);
+    /// When a schedule freezes something else.
+    fn freeze(&mut self, line: &LogLine);
+    /// After every step and what followed from it.
+    ///
+    /// # Errors
+    /// What ends the run.
+    fn between_steps(&mut self, _snapshot: Snapshot) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a training run gave.
 #[derive(Clone, Debug)]
 pub struct TrainOutcome {
-    pub log: Vec<LogLine>,
-    /// Steps that were done.
-    pub n_steps: u64,
-    pub n_epochs: f64,
-    pub n_tokens: usize,
-    /// Planned FLOPs of all steps.
-    pub n_flops: u64,
-    /// Of the training steps alone, without evaluation.
-    pub train_time: Duration,
+    pub progress: Progress,
     /// On the evaluation rows, of the model that is kept: that of the last step, or the best; None where there
     /// are no such rows.
     pub eval: Option<Quality>,
@@ -96,166 +166,6 @@ pub struct TrainOutcome {
     pub best: Option<Best>,
     /// Trained values.
     pub n_trained: usize,
-    /// The parameters that trained, by the plan.
-    pub trained: Vec<crate::model::ParamId>,
-}
-
-/// Trains what `mask` leaves on the corpus's training rows; evaluates after every epoch, or as the options say, and
-/// at the end.
-///
-/// # Errors
-/// A mask under which nothing trains, a best model to be looked for without rows to evaluate on, a loss that is not
-/// finite, a device that fails.
-pub fn train(
-    session: &mut Session,
-    corpus: &Corpus,
-    mask: &FreezeMask,
-    options: &TrainOptions,
-    observer: &mut dyn Observer,
-) -> Result<TrainOutcome> {
-    let step = session.compile(mask, &step_options(corpus, session.compute(), options))?;
-    let trained = step.plan().trained();
-    if trained.is_empty() {
-        return Err(Error::usage(
-            "nothing trains under this freeze: let something train, or measure it with bench",
-        ));
-    }
-    let per_epoch = corpus.epoch(options.limit, options.seed, 0)?.len() as u64;
-    let n_steps = match options.max_steps {
-        Some(n) => n,
-        None => options.n_epochs.checked_mul(per_epoch).ok_or_else(|| {
-            Error::usage(format!("--num-train-epochs {}: too many to count", options.n_epochs))
-        })?,
-    };
-    let mut search = match &options.best {
-        Some(best) => Some(Search::new(best, corpus)?),
-        None => None,
-    };
-    let warmup_steps = options.warmup.steps(n_steps);
-    let mut outcome = TrainOutcome {
-        log: Vec::new(),
-        n_steps: 0,
-        n_epochs: 0.0,
-        n_tokens: 0,
-        n_flops: 0,
-        train_time: Duration::ZERO,
-        eval: None,
-        best: None,
-        n_trained: step.plan().n_trained_values(),
-        trained,
-    };
-    let evaluator = match corpus.eval.is_empty() {
-        true => None,
-        false => Some(Evaluator::new(session, corpus, &corpus.eval)?),
-    };
-    'training: for epoch in 0.. {
-        for indices in corpus.epoch(options.limit, options.seed, epoch)? {
-            let begun = Instant::now();
-            let done = outcome.n_steps;
-            let factor = options.schedule.factor(done, n_steps, warmup_steps);
-            let batch = corpus.pack(&corpus.train, &indices);
-            let ran = session.run(&step, &batch, &state(done + 1, factor, options), Timing::Off)?;
-            outcome.n_steps += 1;
-            outcome.n_epochs = outcome.n_steps as f64 / per_epoch as f64;
-            outcome.n_tokens += batch.n_tokens();
-            outcome.n_flops += step.plan().total_cost(&Counts::of(&batch)).flops;
-            let line = LogLine::Step {
-                step: outcome.n_steps,
-                epoch: outcome.n_epochs,
-                loss: ran.loss(),
-                grad_norm: ran.grad_norm,
-                learning_rate: f64::from(options.learning_rate) * factor,
-            };
-            outcome.train_time += begun.elapsed();
-            observer.step(&line, batch.n_tokens(), n_steps);
-            outcome.log.push(line);
-            let is_over = outcome.n_steps == n_steps;
-            let is_due = outcome.n_steps.is_multiple_of(options.eval_steps.unwrap_or(per_epoch));
-            if let (Some(evaluator), true) = (&evaluator, is_due || is_over) {
-                evaluate(evaluator, session, &mut outcome, observer)?;
-                if let (Some(search), Some(quality)) = (&mut search, &outcome.eval)
-                    && search.look_at(quality, outcome.n_steps, session, &outcome.trained)?
-                {
-                    break 'training;
-                }
-            }
-            if is_over {
-                break 'training;
-            }
-        }
-    }
-    if let Some(best) = search.and_then(Search::into_best) {
-        outcome.eval = Some(best.eval.clone());
-        outcome.best = Some(best);
-    }
-    Ok(outcome)
-}
-
-/// Evaluates the network as it is now, and writes that down.
-fn evaluate(
-    evaluator: &Evaluator,
-    session: &mut Session,
-    outcome: &mut TrainOutcome,
-    observer: &mut dyn Observer,
-) -> Result<()> {
-    let begun = Instant::now();
-    let quality = evaluator.evaluate(session, outcome.n_steps)?;
-    let line = LogLine::Evaluation {
-        step: outcome.n_steps,
-        epoch: outcome.n_epochs,
-        eval_loss: quality.loss(),
-        eval_runtime: begun.elapsed().as_secs_f64(),
-        eval: quality.clone(),
-    };
-    observer.evaluation(&line);
-    outcome.log.push(line);
-    outcome.eval = Some(quality);
-    Ok(())
-}
-
-/// The step's options for the largest batch that the corpus can give.
-fn step_options(corpus: &Corpus, compute: DType, options: &TrainOptions) -> StepOptions {
-    StepOptions {
-        capacity: largest_batch(&corpus.train, options.limit),
-        compute,
-        dropout: true,
-        max_grad_norm: options.max_grad_norm,
-    }
-}
-
-/// The most that any batch of `split` under `limit` can hold.
-pub fn largest_batch(split: &Split, limit: BatchLimit) -> Capacity {
-    let mut lengths = split.lengths();
-    lengths.sort_unstable_by(|a, b| b.cmp(a));
-    let max_length = lengths.first().copied().unwrap_or(0);
-    match limit {
-        BatchLimit::Sequences(n) => Capacity {
-            tokens: lengths.iter().take(n).sum(),
-            sequences: n.min(lengths.len()),
-            max_length,
-        },
-        BatchLimit::Tokens(n) => {
-            let mut n_tokens = 0;
-            let shortest_first = lengths.iter().rev();
-            let sequences = shortest_first
-                .take_while(|&&length| {
-                    n_tokens += length;
-                    n_tokens <= n
-                })
-                .count();
-            Capacity { tokens: n.min(lengths.iter().sum()), sequences, max_length }
-        }
-    }
-}
-
-/// The state of step `number`, whose learning rates are multiplied by `factor`.
-fn state(number: u64, factor: f64, options: &TrainOptions) -> StepState {
-    let rate = |rate: f32| (f64::from(rate) * factor) as f32;
-    StepState {
-        step: number,
-        learning_rate: rate(options.learning_rate),
-        head_learning_rate: rate(options.head_learning_rate),
-        weight_decay: options.weight_decay,
-        seed: options.seed,
-    }
+    /// The parameters that trained, by the plans, in table order.
+    pub trained: Vec<ParamId>,
 }

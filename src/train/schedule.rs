@@ -1,7 +1,7 @@
 //! How the learning rate changes over a run, as transformers' `get_scheduler` has it.
 
 /// Steps over which the rate rises from 0.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub enum Warmup {
     Steps(u64),
     /// A share of all steps, rounded up.

@@ -2,30 +2,30 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{LogLine, TrainOptions, TrainOutcome};
+use super::{LogLine, Progress, TrainOptions};
 use crate::data::BatchLimit;
 
 /// The document. Keys of what does not exist here (hyper-parameter search, several processes) have the values that
 /// a single run has there.
-pub fn trainer_state(options: &TrainOptions, outcome: &TrainOutcome) -> Value {
-    let best = outcome.best.as_ref();
+pub fn trainer_state(options: &TrainOptions, progress: &Progress) -> Value {
+    let best = progress.search.best();
     json!({
-        "best_global_step": best.map(|best| best.step),
-        "best_metric": best.map(|best| best.value),
+        "best_global_step": best.map(|(step, _)| step),
+        "best_metric": best.map(|(_, value)| value),
         "best_model_checkpoint": null,
-        "epoch": outcome.n_epochs,
+        "epoch": progress.n_epochs,
         "eval_steps": options.eval_steps,
-        "global_step": outcome.n_steps,
+        "global_step": progress.n_steps,
         "is_hyper_param_search": false,
         "is_local_process_zero": true,
         "is_world_process_zero": true,
-        "log_history": outcome.log.iter().map(entry).collect::<Vec<_>>(),
+        "log_history": progress.log.iter().map(entry).collect::<Vec<_>>(),
         "logging_steps": 1,
-        "max_steps": options.max_steps.unwrap_or(outcome.n_steps),
-        "num_input_tokens_seen": outcome.n_tokens,
+        "max_steps": options.max_steps.unwrap_or(progress.n_steps),
+        "num_input_tokens_seen": progress.n_tokens,
         "num_train_epochs": options.n_epochs,
         "stateful_callbacks": {},
-        "total_flos": outcome.n_flops,
+        "total_flos": progress.n_flops,
         "train_batch_size": match options.limit {
             BatchLimit::Sequences(n) => json!(n),
             BatchLimit::Tokens(_) => Value::Null,
@@ -38,7 +38,7 @@ pub fn trainer_state(options: &TrainOptions, outcome: &TrainOutcome) -> Value {
 /// A line of the log, flat: `eval_topic_accuracy`.
 fn entry(line: &LogLine) -> Value {
     let LogLine::Evaluation { step, epoch, eval_loss, eval_runtime, eval } = line else {
-        return json!(line);
+        return line.shown();
     };
     let mut entry = Map::new();
     for (name, value) in [

@@ -10,6 +10,7 @@ mod memory;
 mod plan;
 mod predict;
 mod profile;
+mod resume;
 mod shell;
 mod step;
 mod tensors;
@@ -17,6 +18,7 @@ mod train;
 mod train_again;
 mod train_best;
 mod train_output;
+mod train_schedule;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,6 @@
 // Checks of the gradients' norm and of AdamW against plain loops in double.
 #include <cmath>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,8 @@ struct Trained {
   bool is_narrow;  // the value is bf16 and has a master
   bool decays;
   bool is_head;
+  float rate_scale;
+  unsigned skipped_steps;
 
   Trained(size_t n, int seed, bool is_narrow, bool decays, bool is_head)
       : value(testing::random(n, seed)),
@@ -35,7 +38,9 @@ struct Trained {
         moment2(testing::random(n, seed + 300, 1e-4f)),
         is_narrow(is_narrow),
         decays(decays),
-        is_head(is_head) {
+        is_head(is_head),
+        rate_scale(seed % 3 == 1 ? 0.5f : 1.0f),
+        skipped_steps(static_cast<unsigned>(seed % 3)) {
     for (float& v : moment2) v = std::fabs(v);
   }
 };
@@ -76,6 +81,9 @@ struct Device {
     const auto address = [](const void* pointer) { return reinterpret_cast<uint64_t>(pointer); };
     const uint64_t value = address(a.value.data());
     const uint64_t flags = (t.decays ? 1 : 0) | (t.is_head ? 2 : 0);
+    uint32_t scale;
+    std::memcpy(&scale, &t.rate_scale, sizeof scale);
+    const uint64_t rate = scale | static_cast<uint64_t>(t.skipped_steps) << 32;
     const uint64_t row[8] = {t.is_narrow ? address(a.narrow.data()) : value,
                              t.is_narrow ? value : 0,
                              address(a.grad.data()),
@@ -83,7 +91,7 @@ struct Device {
                              address(a.moment2.data()),
                              t.value.size(),
                              flags,
-                             0};
+                             rate};
     const unsigned item = static_cast<unsigned>(table.size() / 8);
     table.insert(table.end(), row, row + 8);
     for (unsigned i = 0; i < ceil_div(t.value.size(), CHUNK); ++i) chunks.push_back(make_uint2(item, i));
@@ -114,15 +122,17 @@ void check_grad_norm(float max_norm) {
 
 // The step in double, in place.
 void expect_adamw(const StepState& state, double clip, Trained& t) {
-  const double rate = t.is_head ? state.head_learning_rate : state.learning_rate;
+  const double rate = double(t.rate_scale) * (t.is_head ? state.head_learning_rate : state.learning_rate);
+  const double n = state.step - t.skipped_steps;
+  const double correction1 = 1.0 - std::pow(0.9, n), correction2 = 1.0 - std::pow(0.999, n);
   const double decay = t.decays ? state.weight_decay : 0.0;
   for (size_t i = 0; i < t.value.size(); ++i) {
     const double grad = t.grad[i] * clip;
     const double m = 0.9 * t.moment1[i] + 0.1 * grad;
     const double v = 0.999 * t.moment2[i] + 0.001 * grad * grad;
     const double decayed = t.value[i] - rate * decay * t.value[i];
-    const double denominator = std::sqrt(v) / std::sqrt(double(state.bias_correction2)) + 1e-8;
-    t.value[i] = static_cast<float>(decayed - rate / state.bias_correction1 * m / denominator);
+    const double denominator = std::sqrt(v) / std::sqrt(correction2) + 1e-8;
+    t.value[i] = static_cast<float>(decayed - rate / correction1 * m / denominator);
     t.moment1[i] = static_cast<float>(m);
     t.moment2[i] = static_cast<float>(v);
   }
@@ -136,8 +146,6 @@ void check_adamw(const float* norm_and_clip) {
   state.learning_rate = 0.3f;
   state.head_learning_rate = 0.7f;
   state.weight_decay = 0.4f;
-  state.bias_correction1 = static_cast<float>(1.0 - std::pow(0.9, 3.0));
-  state.bias_correction2 = static_cast<float>(1.0 - std::pow(0.999, 3.0));
   std::vector<Trained> after = before;
   for (Trained& t : after) expect_adamw(state, norm_and_clip ? norm_and_clip[1] : 1.0, t);
   repeat([&](Results& results) {

@@ -162,6 +162,39 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// Both moments, where something trains the parameter.
+    pub fn read_moments(
+        &self,
+        device: &mut dyn Device,
+        id: ParamId,
+    ) -> Result<Option<[Vec<f32>; 2]>> {
+        let (Some(moment1), Some(moment2)) = (self.params[&id].moment1, self.params[&id].moment2)
+        else {
+            return Ok(None);
+        };
+        let mut read_f32 = |block: Block| {
+            read(device, block.address, DType::F32, block.n_bytes / size_of::<f32>())
+        };
+        Ok(Some([read_f32(moment1)?, read_f32(moment2)?]))
+    }
+
+    /// Sets the moments of a parameter for which there is room.
+    pub fn write_moments(
+        &mut self,
+        device: &mut dyn Device,
+        id: ParamId,
+        moments: [Vec<f32>; 2],
+    ) -> Result<()> {
+        let param = self.param(id);
+        for (slot, values) in [param.moment1, param.moment2].into_iter().zip(moments) {
+            let block = slot.expect("room was made for the moments of what a plan trains");
+            device.upload(bytemuck::cast_slice(&values), block.address)?;
+        }
+        Ok(())
+    }
+}
+
 fn zeros(device: &mut dyn Device, slot: &mut Option<Block>, n_bytes: usize) -> Result<()> {
     if slot.is_none() {
         let block = Block::new(device, n_bytes)?;

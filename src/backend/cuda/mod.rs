@@ -333,6 +333,14 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.memory.read_value(&mut self.device, param)
     }
 
+    fn read_moments(&mut self, param: ParamId) -> Result<Option<[Vec<f32>; 2]>> {
+        self.memory.read_moments(&mut self.device, param)
+    }
+
+    fn write_moments(&mut self, param: ParamId, moments: [Vec<f32>; 2]) -> Result<()> {
+        self.memory.write_moments(&mut self.device, param, moments)
+    }
+
     fn run(
         &mut self,
         bound: &Bound,

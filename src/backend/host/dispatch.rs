@@ -68,10 +68,10 @@ impl<O: Ops> HostBackend<O> {
             grad: &self.memory.gradients[at],
             moment1: &mut self.memory.moment1[at],
             moment2: &mut self.memory.moment2[at],
-            learning_rate: f64::from(rate),
+            learning_rate: f64::from(rate) * f64::from(item.rate.scale),
             weight_decay: if item.decays { f64::from(state.weight_decay) } else { 0.0 },
             factor,
-            step: state.step,
+            step: state.step - u64::from(item.rate.skipped_steps),
         });
     }
 }

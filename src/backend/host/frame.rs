@@ -82,6 +82,20 @@ impl<E: Element> Memory<E> {
         to_f32s(&self.values[param.0])
     }
 
+    /// Both moments, where something trains the parameter.
+    pub fn moments(&self, param: ParamId) -> Option<[Vec<f32>; 2]> {
+        let of = |storage: &[Vec<E>]| {
+            storage.get(param.0).filter(|values| !values.is_empty()).map(|values| to_f32s(values))
+        };
+        Some([of(&self.moment1)?, of(&self.moment2)?])
+    }
+
+    /// Sets the moments of a parameter for which there is room.
+    pub fn set_moments(&mut self, param: ParamId, [moment1, moment2]: [Vec<f32>; 2]) {
+        self.moment1[param.0] = E::from_f32s(moment1);
+        self.moment2[param.0] = E::from_f32s(moment2);
+    }
+
     pub fn read(
         &self,
         plan: &Plan,

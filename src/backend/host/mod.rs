@@ -71,6 +71,15 @@ impl<O: Ops> Backend for HostBackend<O> {
         Ok(self.memory.value(param))
     }
 
+    fn read_moments(&mut self, param: ParamId) -> Result<Option<[Vec<f32>; 2]>> {
+        Ok(self.memory.moments(param))
+    }
+
+    fn write_moments(&mut self, param: ParamId, moments: [Vec<f32>; 2]) -> Result<()> {
+        self.memory.set_moments(param, moments);
+        Ok(())
+    }
+
     fn run(
         &mut self,
         bound: &Bound,

@@ -165,7 +165,7 @@ pub struct AdamwTensor<'a, E> {
     pub weight_decay: f64,
     /// What the gradient is multiplied with: the clipping factor.
     pub factor: f64,
-    /// Number of this step, from 1.
+    /// Number of this step among those in which the tensor trained, from 1.
     pub step: u64,
 }
 

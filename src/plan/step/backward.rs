@@ -3,7 +3,7 @@
 use super::{Builder, Inputs, SavedLayer, SavedNorm};
 use crate::model::params::{Layer, Linear};
 use crate::model::{Family, Group, ParamId};
-use crate::plan::op::{AdamwItem, GemmDgradPart, GemmWgradPart, Op};
+use crate::plan::op::{AdamwItem, GemmDgradPart, GemmWgradPart, Op, TensorRate};
 use crate::plan::{BufId, Role, Rows};
 use crate::tensor::DType;
 
@@ -152,6 +152,7 @@ impl Builder<'_> {
                 moment2,
                 decays: param.decays,
                 is_head: matches!(param.group, Group::Head(_)),
+                rate: TensorRate::default(),
             };
             self.ops.push(Op::AdamwStep { items: vec![item], clip });
         }

@@ -268,11 +268,13 @@ pub fn curves(bench: &Bench) -> Option<String> {
     let losses: Vec<Vec<[f64; 2]>> = trained.iter().map(|(_, one)| smoothed(&one.log)).collect();
     let logs = || trained.iter().flat_map(|(_, training)| &training.log);
     let (_, n_steps) = ends(logs().map(|line| match line {
-        LogLine::Step { step, .. } | LogLine::Evaluation { step, .. } => *step as f64,
+        LogLine::Step { step, .. }
+        | LogLine::Evaluation { step, .. }
+        | LogLine::Freeze { step, .. } => *step as f64,
     }))?;
     let of_evaluation = logs().filter_map(|line| match line {
         LogLine::Evaluation { eval_loss, .. } => Some(*eval_loss),
-        LogLine::Step { .. } => None,
+        LogLine::Step { .. } | LogLine::Freeze { .. } => None,
     });
     let (_, highest) = ends(losses.iter().flatten().map(|point| point[1]).chain(of_evaluation))?;
     let [left, right, top, bottom] = FIELD;
@@ -309,7 +311,7 @@ fn smoothed(log: &[LogLine]) -> Vec<[f64; 2]> {
     let steps: Vec<[f64; 2]> = (log.iter())
         .filter_map(|line| match line {
             LogLine::Step { step, loss, .. } => Some([*step as f64, f64::from(*loss)]),
-            LogLine::Evaluation { .. } => None,
+            LogLine::Evaluation { .. } | LogLine::Freeze { .. } => None,
         })
         .collect();
     let mean = |run: &[[f64; 2]]| {

@@ -15,8 +15,8 @@ const NORM_SHARED_BYTES: usize = THREADS as usize * size_of::<f64>();
 const FLAG_DECAYS: u64 = 1;
 const FLAG_IS_HEAD: u64 = 2;
 
-/// One tensor's row of the table: value, master or 0, gradient, both moments, elements, flags, 0. A value
-/// that has a master is bf16.
+/// One tensor's row of the table: value, master or 0, gradient, both moments, elements, flags, and the rate: its
+/// scale in the low half, the skipped steps in the high half. A value that has a master is bf16.
 type Row = [u64; 8];
 
 fn n_elements(cx: &Context, buf: BufId) -> usize {
@@ -90,7 +90,7 @@ fn adamw_row(cx: &mut Context, item: &AdamwItem, n_elements: usize) -> Row {
         cx.address(item.moment2),
         n_elements as u64,
         decays | is_head,
-        0,
+        u64::from(item.rate.scale.to_bits()) | u64::from(item.rate.skipped_steps) << 32,
     ]
 }
 

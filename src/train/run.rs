@@ -1,0 +1,256 @@
+//! The loop.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::best::Search;
+use super::legs::{Leg, compile_legs};
+use super::{Evaluator, LogLine, Observer, Progress, Snapshot, Start, TrainOptions, TrainOutcome};
+use crate::backend::{StepState, Timing};
+use crate::data::{BatchLimit, Corpus, Split};
+use crate::freeze::FreezeState;
+use crate::model::ParamId;
+use crate::plan::{Capacity, Counts, StepOptions};
+use crate::session::Session;
+use crate::{Error, Result};
+
+/// Trains what `states` leave on the corpus's training rows; evaluates after every epoch, or as the options say, and
+/// at the end. A run that goes on from `start` ends as if it had never stopped.
+///
+/// # Errors
+/// States under which nothing trains or that do not follow each other, a best model to be looked for without rows to
+/// evaluate on, a loss that is not finite, a device that fails, what the observer ends the run with.
+pub fn train(
+    session: &mut Session,
+    corpus: &Corpus,
+    states: &[FreezeState],
+    options: &TrainOptions,
+    start: Start,
+    observer: &mut dyn Observer,
+) -> Result<TrainOutcome> {
+    let step_options = StepOptions {
+        capacity: largest_batch(&corpus.train, options.limit),
+        compute: session.compute(),
+        dropout: true,
+        max_grad_norm: options.max_grad_norm,
+    };
+    let per_epoch = corpus.epoch(options.limit, options.seed, 0)?.len() as u64;
+    let n_steps = match options.max_steps {
+        Some(n) => n,
+        None => options.n_epochs.checked_mul(per_epoch).ok_or_else(|| {
+            Error::usage(format!("--num-train-epochs {}: too many to count", options.n_epochs))
+        })?,
+    };
+    let search = match &options.best {
+        Some(best) => Some(Search::new(best, corpus, start.progress.search.clone(), start.best)?),
+        None => None,
+    };
+    let legs = compile_legs(session, states, &step_options, options, (per_epoch, n_steps))?;
+    for (id, moments) in start.moments {
+        session.set_moments(id, moments)?;
+    }
+    let evaluator = match corpus.eval.is_empty() {
+        true => None,
+        false => Some(Evaluator::new(session, corpus, &corpus.eval)?),
+    };
+    let mut run = Run {
+        corpus,
+        options,
+        step_options,
+        per_epoch,
+        n_steps,
+        warmup_steps: options.warmup.steps(n_steps),
+        legs,
+        evaluator,
+        search,
+        progress: start.progress,
+    };
+    run.epochs(session, observer)?;
+    Ok(run.outcome(session))
+}
+
+/// A run that goes on.
+struct Run<'a> {
+    corpus: &'a Corpus,
+    options: &'a TrainOptions,
+    step_options: StepOptions,
+    /// Steps of an epoch.
+    per_epoch: u64,
+    /// Steps of the run.
+    n_steps: u64,
+    warmup_steps: u64,
+    legs: Vec<Leg>,
+    evaluator: Option<Evaluator<'a>>,
+    search: Option<Search<'a>>,
+    progress: Progress,
+}
+
+impl Run<'_> {
+    fn epochs(&mut self, session: &mut Session, observer: &mut dyn Observer) -> Result<()> {
+        let first_epoch = self.progress.n_steps / self.per_epoch.max(1);
+        for epoch in first_epoch.. {
+            let done = (self.progress.n_steps - epoch * self.per_epoch) as usize;
+            let batches = self.corpus.epoch(self.options.limit, self.options.seed, epoch)?;
+            for indices in &batches[done..] {
+                if self.progress.n_steps >= self.n_steps || self.is_settled() {
+                    return Ok(());
+                }
+                self.step(session, indices, observer)?;
+                self.evaluate_if_due(session, observer)?;
+                let trained = self.trained();
+                observer.between_steps(Snapshot {
+                    session,
+                    progress: &self.progress,
+                    trained: &trained,
+                    best: self.search.as_ref().and_then(Search::values),
+                    is_epoch_end: self.progress.n_steps.is_multiple_of(self.per_epoch),
+                })?;
+            }
+            if self.progress.n_steps >= self.n_steps {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        session: &mut Session,
+        indices: &[usize],
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        let (options, done) = (self.options, self.progress.n_steps);
+        let factor = options.schedule.factor(done, self.n_steps, self.warmup_steps);
+        let batch = self.corpus.pack(&self.corpus.train, indices);
+        // The first leg begins at 0.
+        let leg = self.legs.iter().rev().find(|leg| leg.begin <= done).unwrap_or(&self.legs[0]);
+        if leg.begin == done && self.legs.len() > 1 {
+            let epoch = done as f64 / self.per_epoch as f64;
+            let line = leg.line(session.network(), &self.step_options, &batch, epoch);
+            observer.freeze(&line);
+            self.progress.log.push(line);
+        }
+        let ran = session.run(&leg.step, &batch, &state(done + 1, factor, options), Timing::Off)?;
+        let progress = &mut self.progress;
+        progress.n_steps += 1;
+        progress.n_epochs = progress.n_steps as f64 / self.per_epoch as f64;
+        progress.n_tokens += batch.n_tokens();
+        progress.n_flops += leg.step.plan().total_cost(&Counts::of(&batch)).flops;
+        let line = LogLine::Step {
+            step: progress.n_steps,
+            epoch: progress.n_epochs,
+            loss: ran.loss(),
+            grad_norm: ran.grad_norm,
+            learning_rate: f64::from(options.learning_rate) * factor,
+        };
+        progress.train_seconds += begun.elapsed().as_secs_f64();
+        observer.step(&line, batch.n_tokens(), self.n_steps);
+        progress.log.push(line);
+        Ok(())
+    }
+
+    /// Evaluates the network as it is now if it is time to, and writes that down.
+    fn evaluate_if_due(
+        &mut self,
+        session: &mut Session,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let n_done = self.progress.n_steps;
+        let every = self.options.eval_steps.unwrap_or(self.per_epoch);
+        let is_due = n_done.is_multiple_of(every) || n_done == self.n_steps;
+        let Some(evaluator) = self.evaluator.as_ref().filter(|_| is_due) else {
+            return Ok(());
+        };
+        let begun = Instant::now();
+        let quality = evaluator.evaluate(session, n_done)?;
+        let line = LogLine::Evaluation {
+            step: n_done,
+            epoch: self.progress.n_epochs,
+            eval_loss: quality.loss(),
+            eval_runtime: begun.elapsed().as_secs_f64(),
+            eval: quality.clone(),
+        };
+        observer.evaluation(&line);
+        self.progress.log.push(line);
+        let trained = self.trained();
+        if let Some(search) = &mut self.search {
+            search.look_at(&quality, n_done, session, &trained)?;
+            self.progress.search = search.progress().clone();
+        }
+        self.progress.eval = Some(quality);
+        Ok(())
+    }
+
+    /// Whether the search for the best has ended the run.
+    fn is_settled(&self) -> bool {
+        self.search.as_ref().is_some_and(Search::is_over)
+    }
+
+    /// What has trained so far.
+    fn trained(&self) -> Vec<ParamId> {
+        let begun = self.legs.iter().filter(|leg| leg.begin < self.progress.n_steps);
+        let mut trained: Vec<ParamId> = begun.flat_map(|leg| leg.trained.clone()).collect();
+        trained.sort_unstable();
+        trained.dedup();
+        trained
+    }
+
+    fn outcome(self, session: &Session) -> TrainOutcome {
+        let trained = self.trained();
+        let n_trained = trained.iter().map(|id| session.network().param(*id).n_elements()).sum();
+        let best = self.search.and_then(Search::into_best);
+        // Values that are kept are those of the best evaluation.
+        let kept = best.as_ref().filter(|best| best.values.is_some());
+        let eval = match kept {
+            Some(best) => Some(best.eval.clone()),
+            None => self.progress.eval.clone(),
+        };
+        TrainOutcome { progress: self.progress, eval, best, n_trained, trained }
+    }
+}
+
+/// The most that any batch of `split` under `limit` can hold.
+pub fn largest_batch(split: &Split, limit: BatchLimit) -> Capacity {
+    let mut lengths = split.lengths();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    let max_length = lengths.first().copied().unwrap_or(0);
+    match limit {
+        BatchLimit::Sequences(n) => Capacity {
+            tokens: lengths.iter().take(n).sum(),
+            sequences: n.min(lengths.len()),
+            max_length,
+        },
+        BatchLimit::Tokens(n) => {
+            let mut n_tokens = 0;
+            let shortest_first = lengths.iter().rev();
+            let sequences = shortest_first
+                .take_while(|&&length| {
+                    n_tokens += length;
+                    n_tokens <= n
+                })
+                .count();
+            Capacity { tokens: n.min(lengths.iter().sum()), sequences, max_length }
+        }
+    }
+}
+
+/// The state of step `number`, whose learning rates are multiplied by `factor`.
+fn state(number: u64, factor: f64, options: &TrainOptions) -> StepState {
+    let rate = |rate: f32| (f64::from(rate) * factor) as f32;
+    StepState {
+        step: number,
+        learning_rate: rate(options.learning_rate),
+        head_learning_rate: rate(options.head_learning_rate),
+        weight_decay: options.weight_decay,
+        seed: options.seed,
+    }
+}
+
+/// Values by parameter.
+pub(super) fn values_of(
+    session: &mut Session,
+    params: &[ParamId],
+) -> Result<BTreeMap<ParamId, Vec<f32>>> {
+    params.iter().map(|id| Ok((*id, session.value(*id)?))).collect()
+}
