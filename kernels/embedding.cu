@@ -38,6 +38,16 @@
 //          254 single places and T/128 segments, however often its id occurs (token type 0: all T).
 // H100     embed_wgrad_rows_bf16: 54 registers, 256 threads, 0 bytes, 50.0 %; floor 35 us +- 10 %.
 // HISTORY  not yet measured on a device.
+//
+// prefix_load: rows of the cached output of a frozen prefix.
+// MATHS    out[r] = cache[rows[r]];  stream[r] = the same, not rounded
+// SHAPES   cache: [.., D] f32; rows: [M] int; out: [M, D] E; stream: [M, D] f32, or null. M = T or B.
+// TRAFFIC  bytes = M*D*(4 + e) + 4*M, 4*M*D more with the stream; flops = 0. Memory-bound.
+// LAUNCH   one warp per row, 8 per block: grid = ceil(M/8), block = 256, smem 0. At most 64 registers.
+// PICTURE  as embed_fwd
+// NEEDS    D % 8 == 0; rows inside the cache (the host writes both).
+// H100     prefix_load_bf16: 24 registers, 256 threads, 0 bytes, 100.0 %; floor 13 us +- 10 %.
+// HISTORY  not yet measured on a device.
 #include "rows.cuh"
 
 template <class E>
@@ -157,6 +167,32 @@ __device__ __forceinline__ void embed_wgrad_rows(int n_rows, int width, const E*
   if (has_segments) add_tokens(dx, order, end_segment * SEGMENT, end, width, strip.col, sum);
   store4(dtable + static_cast<size_t>(strip.row) * width + strip.col, sum);
 }
+
+template <class E>
+__device__ __forceinline__ void prefix_load(const StepState* state, int rows, int width, const float* cache,
+                                            const int* cache_rows, E* out, float* stream) {
+  const int row = warp_of_grid();
+  if (row >= live_rows(state, rows)) return;
+  const float* from = cache + static_cast<size_t>(cache_rows[row]) * width;
+  const size_t begin = static_cast<size_t>(row) * width;
+#pragma unroll 2
+  for (int col = lane_of_warp() * VECTOR; col < width; col += WARP_COLUMNS) {
+    float values[VECTOR];
+    load4(from + col, values);
+    store4(out + begin + col, values);
+    if (stream != nullptr) store4(stream + begin + col, values);
+  }
+}
+
+#define PREFIX_LOAD(symbol, E)                                                                        \
+  extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1)                                        \
+      symbol(const StepState* __restrict__ state, int rows, int width, const float* __restrict__ cache, \
+             const int* __restrict__ cache_rows, E* __restrict__ out, float* __restrict__ stream) {   \
+    prefix_load(state, rows, width, cache, cache_rows, out, stream);                                  \
+  }                                                                                                   \
+  EXPORT_KERNEL(symbol)
+PREFIX_LOAD(prefix_load_f32, float)
+PREFIX_LOAD(prefix_load_bf16, bf16)
 
 #define EMBED_FWD(symbol, E)                                                                            \
   extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) symbol(                                  \

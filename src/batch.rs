@@ -22,6 +22,9 @@ pub struct Batch {
     pub cu_seqlens: Vec<i32>,
     /// For each task in the model's order: `[B]` classes, [`IGNORED_LABEL`] or [`ABSENT_LABEL`].
     pub labels: Vec<Vec<i32>>,
+    /// Where the frozen prefix is cached: the cache's row of each token, `[T]`, or of each sequence, `[B]`, as the
+    /// cache has them; else empty.
+    pub prefix_rows: Vec<i32>,
 }
 
 impl Batch {

@@ -82,6 +82,7 @@
 
 pub mod backend;
 pub mod batch;
+pub mod cache;
 pub mod checkpoint;
 pub mod cli;
 pub mod data;

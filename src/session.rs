@@ -6,12 +6,12 @@ use std::sync::Arc;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda;
 use crate::backend::host::HostBackend;
-use crate::backend::{Backend, Bound, KernelLaunch, StepState, StepTimes, Timing};
+use crate::backend::{Backend, Bound, KernelLaunch, PrefixRows, StepState, StepTimes, Timing};
 use crate::batch::Batch;
 use crate::freeze::FreezeMask;
-use crate::model::{Network, ParamId};
+use crate::model::{Group, Network, ParamId};
 use crate::plan::op::TensorRate;
-use crate::plan::{Layout, Plan, StepOptions, compile};
+use crate::plan::{BufId, Layout, Plan, StepOptions, compile, prefix};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -82,6 +82,20 @@ pub struct Step {
     bound: Bound,
 }
 
+/// A compiled forward pass of a prefix.
+#[derive(Clone)]
+pub struct PrefixStep {
+    step: Step,
+    output: BufId,
+}
+
+const NO_PREFIX: &str =
+    "nothing to cache: what trains begins with the embeddings, or nothing trains";
+
+/// The state of a forward pass, in which nothing is drawn and nothing learned.
+const FORWARD: StepState =
+    StepState { step: 1, learning_rate: 0.0, head_learning_rate: 0.0, weight_decay: 0.0, seed: 0 };
+
 /// What a run of a step says at once; the rest is read by name.
 #[derive(Clone, Debug)]
 pub struct StepOutcome {
@@ -151,6 +165,53 @@ impl Session {
     ) -> Result<Step> {
         let mut plan = compile(&self.network, mask, options);
         plan.set_rates(rate);
+        self.bind(plan)
+    }
+
+    /// As [`Session::compile_with`], the frozen prefix being read from the cache of [`Session::set_prefix`].
+    ///
+    /// # Errors
+    /// A mask without a frozen prefix; as [`Session::compile`].
+    pub fn compile_cached(
+        &mut self,
+        mask: &FreezeMask,
+        options: &StepOptions,
+        rate: impl Fn(ParamId) -> TensorRate,
+    ) -> Result<Step> {
+        let plan = prefix::compile_cached(&self.network, mask, options);
+        let mut plan = plan.ok_or_else(|| Error::usage(NO_PREFIX))?;
+        plan.set_rates(rate);
+        self.bind(plan)
+    }
+
+    /// The forward pass up to where `above` begins, for [`Session::prefix_rows`].
+    ///
+    /// # Errors
+    /// As [`Session::compile_cached`].
+    pub fn compile_prefix(&mut self, above: Group, options: &StepOptions) -> Result<PrefixStep> {
+        let plan = prefix::compile_prefix(&self.network, above, options);
+        let (plan, output) = plan.ok_or_else(|| Error::usage(NO_PREFIX))?;
+        Ok(PrefixStep { step: self.bind(plan)?, output })
+    }
+
+    /// What the frozen prefix gives for a batch, one row a token or a sequence.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn prefix_rows(&mut self, prefix: &PrefixStep, batch: &Batch) -> Result<Vec<f32>> {
+        self.backend.run(&prefix.step.bound, batch, &FORWARD, Timing::Off)?;
+        self.backend.read(&prefix.step.bound, prefix.output)
+    }
+
+    /// What cached steps read from now on, in batches of at most `capacity_rows` rows.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    pub fn set_prefix(&mut self, prefix: PrefixRows, capacity_rows: usize) -> Result<()> {
+        self.backend.set_prefix(prefix, capacity_rows)
+    }
+
+    fn bind(&mut self, plan: Plan) -> Result<Step> {
         plan.verify().map_err(|fault| Error::Run(format!("the plan is unsound: {fault}")))?;
         let layout = Layout::new(&plan);
         let bound = self.backend.bind(Arc::new(plan), Arc::new(layout))?;
@@ -205,6 +266,14 @@ impl Session {
     /// When the device fails; so for all that follows.
     pub fn used_bytes(&self) -> Result<Option<usize>> {
         self.backend.used_bytes()
+    }
+
+    /// Bytes that are free on the device; None where the device is this process.
+    ///
+    /// # Errors
+    /// As [`Session::used_bytes`].
+    pub fn free_bytes(&self) -> Result<Option<usize>> {
+        self.backend.free_bytes()
     }
 
     /// Tells a profiler that waits for it (`nsys profile --capture-range=cudaProfilerApi`) to begin with its

@@ -183,6 +183,10 @@ impl Ops for Counting {
         Reference.head_wgrad(x, dlogits, labels, dweight, dbias);
     }
 
+    fn prefix_load(&self, cache: &[f32], rows: &[i32], width: usize, out: &mut [f64]) {
+        Reference.prefix_load(cache, rows, width, out);
+    }
+
     fn embed_fwd(&self, tables: &Embedding<f64>, out: &mut [f64]) {
         Reference.embed_fwd(tables, out);
     }

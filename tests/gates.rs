@@ -221,7 +221,10 @@ fn occupancy_is_as_headers_say() {
 #[cfg(feature = "emulator")]
 #[test]
 fn launches_are_as_headers_say() {
+    use frostline::freeze::FreezeMask;
+    use frostline::model::{Group, ParamId};
     use frostline::plan::fuse::fuse;
+    use frostline::plan::prefix::compile_cached;
     let mut said: Vec<OnH100> = Vec::new();
     for path in kernel_files("cu") {
         said.extend(on_h100(&std::fs::read_to_string(path).unwrap()));
@@ -241,8 +244,12 @@ fn launches_are_as_headers_say() {
             let options =
                 StepOptions { capacity, compute, dropout: true, max_grad_norm: Some(1.0) };
             let plan = training_step(&network, &options);
-            // Fused and not: each has kernels that the other lacks.
-            for plan in [fuse(&plan), plan] {
+            let mut lower = FreezeMask::none(network.params.len());
+            let is_lower = |id: &ParamId| network.param(*id).group == Group::Embeddings;
+            network.param_ids().filter(is_lower).for_each(|id| lower.set(id, true));
+            let cached = compile_cached(&network, &lower, &options).unwrap();
+            // Fused, not, and cached: each has kernels that the others lack.
+            for plan in [fuse(&plan), plan, cached] {
                 let layout = Arc::new(Layout::new(&plan));
                 let mut backend = CudaBackend::new(Emulator::default(), "emulated", false);
                 for id in network.param_ids() {

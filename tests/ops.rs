@@ -20,8 +20,9 @@ use frostline::plan::op::Dropout;
 
 /// Relative L2 error that each op may have in f32. A rounding is 6e-8 at most and 3e-8 on average;
 /// the reference's results are rounded to f32 as well before they are compared.
-const TOLERANCES: [(&str, f64, &str); 29] = [
+const TOLERANCES: [(&str, f64, &str); 30] = [
     ("embed_fwd", 1e-7, "two additions"),
+    ("prefix_load", 0.0, "a copy"),
     ("layernorm_fwd", 3e-7, "a mean and a variance over D, then four roundings"),
     ("embed_layernorm_fwd", 3e-7, "as layernorm_fwd"),
     ("dropout_fwd", 1e-7, "one product"),
@@ -1025,6 +1026,31 @@ fn gradient_norms() {
     }
     let zeros: &[f32] = &[0.0; 5];
     assert_eq!(Cpu.grad_norm(&[zeros], 1.0), [0.0, 1.0]);
+}
+
+struct PrefixLoad {
+    rows: &'static [i32],
+    width: usize,
+}
+
+impl Case for PrefixLoad {
+    const OP: &'static str = "prefix_load";
+
+    fn run<O: Ops>(&self, ops: &O, _: u32) -> Outputs {
+        let cache = normals(1, 9 * self.width);
+        let mut out = vec![O::Element::NAN; self.rows.len() * self.width];
+        ops.prefix_load(&cache, self.rows, self.width, &mut out);
+        vec![done(out)]
+    }
+}
+
+#[test]
+fn prefix_load() {
+    for rows in [&[8] as &[i32], &[0, 3, 3, 8, 1, 0, 7]] {
+        for width in [1, 8, 129] {
+            check(&PrefixLoad { rows, width }, &format!("{} rows of {width}", rows.len()));
+        }
+    }
 }
 
 struct AdamwStep {

@@ -112,6 +112,16 @@ impl AddAssign for LaunchCounts {
     }
 }
 
+/// The cached output of a frozen prefix, one row a token or a sequence, in f32.
+#[derive(Clone)]
+pub struct PrefixRows {
+    pub cols: usize,
+    /// `[rows, cols]`.
+    pub values: Arc<dyn AsRef<[f32]> + Send + Sync>,
+    /// Whether a device keeps them in its own memory; else each batch brings its rows.
+    pub on_device: bool,
+}
+
 /// A plan that a backend has made room for.
 #[derive(Clone)]
 pub struct Bound {
@@ -147,6 +157,12 @@ pub trait Backend {
     /// When the device fails.
     fn read_value(&mut self, param: ParamId) -> Result<Vec<f32>>;
 
+    /// What [`Op::PrefixLoad`](crate::plan::Op::PrefixLoad) reads from now on, in steps of at most `capacity_rows` rows.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    fn set_prefix(&mut self, prefix: PrefixRows, capacity_rows: usize) -> Result<()>;
+
     /// AdamW's moments of a parameter; None where no bound plan trains it.
     ///
     /// # Errors
@@ -179,6 +195,12 @@ pub trait Backend {
     /// # Errors
     /// When the device fails.
     fn used_bytes(&self) -> Result<Option<usize>>;
+
+    /// Bytes that are free on the device; None where the device is this process.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn free_bytes(&self) -> Result<Option<usize>>;
 
     /// Tells a profiler that waits for it to begin with its records (`on`), or to stop.
     ///

@@ -128,8 +128,14 @@ impl<'a> Trainings<'a> {
     fn train(&self, session: &mut Session, mask: &FreezeMask) -> Result<TrainOutcome> {
         let mut bar = Bar::quiet();
         let states = [FreezeState::always("", mask.clone())];
-        let outcome =
-            train(session, self.corpus, &states, &self.options, Start::default(), &mut bar)?;
+        let outcome = train(
+            session,
+            self.corpus,
+            &states,
+            &self.options,
+            (Start::default(), None),
+            &mut bar,
+        )?;
         bar.finish();
         Ok(outcome)
     }

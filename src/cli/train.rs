@@ -10,19 +10,19 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 pub use self::bar::Bar;
-use self::options::{EvaluationArgs, RateArgs, SaveArgs, TrainingArgs};
+use self::options::{CacheArgs, EvaluationArgs, RateArgs, SaveArgs, TrainingArgs};
 use self::saving::{Interrupt, Model, Saver};
 use super::args::{ModelArgs, RunArgs};
 use super::data_args::{BatchArgs, DataArgs};
-use super::output_folder;
 use super::step::Rates;
+use super::{output_folder, progress};
 use crate::data::Corpus;
 use crate::freeze::{FreezeSchedule, FreezeSpec};
 use crate::model::Network;
 use crate::model::folder::write_model;
 use crate::train::state::trainer_state;
-use crate::train::{Start, TrainOptions, TrainOutcome, prove_frozen, train};
-use crate::{Result, checkpoint, files};
+use crate::train::{Start, TrainOptions, TrainOutcome, prove_frozen, step_options, train};
+use crate::{Result, cache, checkpoint, files};
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example: frostline train --model demo/minilm \
@@ -51,6 +51,8 @@ pub struct Args {
     rates: Rates,
     #[command(flatten)]
     param_rates: RateArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     #[command(flatten)]
     save: SaveArgs,
     /// Folder to write: a model that can be loaded again, train_log.jsonl and trainer_state.json
@@ -83,6 +85,7 @@ impl Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let schedule = args.schedule()?;
+    let cache_options = args.cache.options(args.schedule.is_some())?;
     let engine = args.run.device.prepare()?;
     output_folder::check(&args.output, args.overwrite || args.save.resume)?;
     let interrupt = Interrupt::listen()?;
@@ -106,6 +109,21 @@ pub fn run(args: &Args) -> Result<()> {
         false => Start::default(),
     };
     let mut session = engine.session(network, values)?;
+    let decision = {
+        let bar = progress::bar(corpus.train.len() as u64, "caching");
+        let step = step_options(&corpus, session.compute(), &options);
+        let n_epochs = options.max_steps.map_or(options.n_epochs as f64, |steps| {
+            let per_epoch = corpus.epoch(options.limit, options.seed, 0).map_or(1, |all| all.len());
+            steps as f64 / per_epoch as f64
+        });
+        let (how, mask) = ((&cache_options, engine.device, n_epochs), &states[0].mask);
+        let decision = cache::decide(&mut session, &corpus, mask, &step, how, &initial, |n| {
+            bar.inc(n as u64)
+        })?;
+        bar.finish_and_clear();
+        decision
+    };
+    eprintln!("{}", decision.text);
     let model = Model { source: &source, corpus: &corpus, freeze: &freeze, initial: &initial };
     let mut saver = Saver {
         bar: Bar::new(start.progress.n_steps),
@@ -117,7 +135,14 @@ pub fn run(args: &Args) -> Result<()> {
         settings: &settings,
         is_fresh: !args.save.resume,
     };
-    let outcome = train(&mut session, &corpus, &states, &options, start, &mut saver)?;
+    let outcome = train(
+        &mut session,
+        &corpus,
+        &states,
+        &options,
+        (start, decision.cache.as_ref()),
+        &mut saver,
+    )?;
     saver.bar.finish();
     let proof = prove_frozen(&mut session, &outcome.trained, source.weights(), &initial, &[])?;
     let best = outcome.best.as_ref().and_then(|best| best.values.as_ref());

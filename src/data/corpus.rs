@@ -41,6 +41,23 @@ impl Split {
         self.examples[example].labels[task].is_some()
     }
 
+    /// The SHA-256 of all tokens, example by example.
+    pub fn digest_of_tokens(&self) -> [u8; 32] {
+        let mut digest = Sha256::new();
+        for example in 0..self.len() {
+            let (ids, type_ids) = self.encoded.sequence(example);
+            digest.update((ids.len() as u64).to_le_bytes());
+            digest.update(bytemuck::cast_slice::<i32, u8>(ids));
+            digest.update(bytemuck::cast_slice::<i32, u8>(type_ids));
+        }
+        digest.finalize().into()
+    }
+
+    /// Tokens of all examples.
+    pub fn n_tokens(&self) -> usize {
+        self.lengths().into_iter().sum()
+    }
+
     /// Tokens of each example.
     pub fn lengths(&self) -> Vec<usize> {
         self.encoded.lengths()
@@ -110,16 +127,12 @@ impl Corpus {
     pub fn digest(&self) -> String {
         let mut digest = Sha256::new();
         for split in [&self.train, &self.eval] {
-            for example in 0..split.len() {
-                let (ids, type_ids) = split.encoded.sequence(example);
-                let labels: Vec<i32> =
-                    (0..self.tasks.len()).map(|task| split.examples[example].label(task)).collect();
-                for part in [ids, type_ids, &labels] {
-                    digest.update((part.len() as u64).to_le_bytes());
-                    digest.update(bytemuck::cast_slice::<i32, u8>(part));
+            digest.update(split.digest_of_tokens());
+            for example in &split.examples {
+                for task in 0..self.tasks.len() {
+                    digest.update(example.label(task).to_le_bytes());
                 }
             }
-            digest.update([0xFF]);
         }
         digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }

@@ -336,7 +336,15 @@ mod tests {
             Op::AdamwStep { items: vec![item], clip: None },
         ];
         let capacity = Capacity { tokens: 10, sequences: 2, max_length: 5 };
-        Plan { buffers, ops, capacity, tasks: Vec::new(), last_hidden: act, pooled: act }
+        Plan {
+            buffers,
+            ops,
+            capacity,
+            tasks: Vec::new(),
+            last_hidden: act,
+            pooled: act,
+            frontiers: Vec::new(),
+        }
     }
 
     #[test]

@@ -156,6 +156,7 @@ impl Plan {
         };
         match op {
             Op::EmbedFwd { tables, out } => elements(*out) * tables.n_additions(),
+            Op::PrefixLoad { .. } => 0,
             Op::LayernormFwd { residual, dropout, out, .. } => {
                 let extra = usize::from(residual.is_some())
                     + if dropout.is_some() { per_element::DROPOUT } else { 0 };
@@ -255,7 +256,8 @@ impl Plan {
     }
 
     fn bytes(&self, op: &Op, counts: &Counts) -> usize {
-        let size = |buf: BufId| self.elements(buf, counts) * self.buffer(buf).dtype.size_bytes();
+        let elements = |buf: BufId| self.elements(buf, counts);
+        let size = |buf: BufId| elements(buf) * self.buffer(buf).dtype.size_bytes();
         let all = |bufs: Vec<BufId>| bufs.into_iter().map(size).sum::<usize>();
         let touched = all(op.reads()) + all(op.writes()) + 2 * all(op.updates());
         match op {
@@ -264,6 +266,8 @@ impl Plan {
                 let gathered = size(*out) * (tables.n_additions() + 1);
                 touched - all(tables.tables()) + gathered
             }
+            // The cache's rows are f32, whatever they become.
+            Op::PrefixLoad { out, .. } => touched + elements(*out) * size_of::<f32>(),
             // A value that is rounded from its master is written and not read.
             Op::AdamwStep { items, .. } => {
                 let rounded = items.iter().filter(|item| item.master.is_some());

@@ -45,9 +45,10 @@ impl Op {
     /// The family that the op's kernels belong to.
     pub fn family(&self) -> Family {
         match self {
-            Op::EmbedFwd { .. } | Op::EmbedLayernormFwd { .. } | Op::EmbedWgrad { .. } => {
-                Family::Embedding
-            }
+            Op::EmbedFwd { .. }
+            | Op::EmbedLayernormFwd { .. }
+            | Op::PrefixLoad { .. }
+            | Op::EmbedWgrad { .. } => Family::Embedding,
             Op::GemmFwd { .. }
             | Op::GemmGeluFwd { .. }
             | Op::GemmDgrad { .. }

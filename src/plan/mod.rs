@@ -1,7 +1,7 @@
 //! A training step as a value: ops over numbered buffers, each written once.
 //!
 //! [`step`] writes the step in which everything trains; [`mod@prune`] deletes what a freeze makes
-//! useless; [`fuse`] joins neighbours; [`cost`] counts FLOPs and bytes; [`layout`] gives every buffer
+//! useless; [`prefix`] replaces what is cached by a look into the cache; [`fuse`] joins neighbours; [`cost`] counts FLOPs and bytes; [`layout`] gives every buffer
 //! its place; [`mod@print`] shows it all; [`verify`] checks that it is sound.
 //!
 //! A plan does no I/O and knows no device.
@@ -12,6 +12,7 @@ pub mod fuse;
 pub mod layout;
 pub mod op;
 pub mod operands;
+pub mod prefix;
 pub mod print;
 pub mod prune;
 pub mod step;
@@ -19,7 +20,7 @@ pub mod verify;
 
 use crate::batch::Batch;
 use crate::freeze::FreezeMask;
-use crate::model::{Network, ParamId};
+use crate::model::{Group, Network, ParamId};
 use crate::tensor::DType;
 
 pub use cost::{Cost, Counts};
@@ -95,6 +96,8 @@ pub enum Input {
     CuSeqlens,
     /// Labels of a task, by its index.
     Labels(usize),
+    /// Rows of the cached prefix.
+    PrefixRows,
 }
 
 /// What a buffer is for, and so where it lives.
@@ -146,6 +149,17 @@ pub struct TaskOutputs {
     pub loss: BufId,
 }
 
+/// A place in the forward pass where it can be cut: what lies below reaches what lies above through these buffers
+/// alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frontier {
+    /// What begins above it.
+    pub group: Group,
+    pub hidden: BufId,
+    /// The same in f32: `hidden` itself where activations are as wide.
+    pub stream: BufId,
+}
+
 /// A step: ops in the order in which they run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -157,6 +171,8 @@ pub struct Plan {
     pub last_hidden: BufId,
     /// What the heads read, `[B, D]`, before dropout.
     pub pooled: BufId,
+    /// From the bottom up.
+    pub frontiers: Vec<Frontier>,
 }
 
 /// The step that runs: written in full, pruned by the freeze, fused.

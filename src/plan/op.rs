@@ -124,6 +124,9 @@ pub struct EmbedTables {
 pub enum Op {
     /// `out[t] = word[id] + position[p] + token_type[y]`, `[T, D]`.
     EmbedFwd { tables: EmbedTables, out: BufId },
+    /// `out[r] = cache[rows[r]]`, `[T, D]` or `[B, D]`: what the frozen prefix computed for these tokens or sequences
+    /// in an earlier pass, kept in f32. `stream` as in [`Op::LayernormFwd`].
+    PrefixLoad { rows: BufId, out: BufId, stream: Option<BufId> },
     /// `out = LayerNorm(dropout(x) + residual)`, `[T, D]`; saves `xhat` `[T, D]` and `rstd` `[T]`.
     ///
     /// `stream` is `out` once more, in f32, where activations are narrower: the next LayerNorm adds it up,
@@ -270,6 +273,7 @@ impl Op {
     pub fn name(&self) -> &'static str {
         match self {
             Op::EmbedFwd { .. } => "embed_fwd",
+            Op::PrefixLoad { .. } => "prefix_load",
             Op::LayernormFwd { .. } => "layernorm_fwd",
             Op::EmbedLayernormFwd { .. } => "embed_layernorm_fwd",
             Op::DropoutFwd { .. } => "dropout_fwd",
@@ -305,6 +309,7 @@ impl Op {
     pub fn phase(&self) -> Phase {
         match self {
             Op::EmbedFwd { .. }
+            | Op::PrefixLoad { .. }
             | Op::LayernormFwd { .. }
             | Op::EmbedLayernormFwd { .. }
             | Op::DropoutFwd { .. }

@@ -24,6 +24,13 @@ impl Op {
                 f(Write(out));
                 tables.visit(f);
             }
+            Op::PrefixLoad { rows, out, stream } => {
+                f(Write(out));
+                if stream.is_some() {
+                    f(Optional(stream));
+                }
+                f(Read(rows));
+            }
             Op::LayernormFwd { x, residual, gamma, beta, out, stream, xhat, rstd, .. } => {
                 f(Write(out));
                 // Plans of f32 have none that could be missing.

@@ -66,21 +66,33 @@ fn remove_dropout_below(plan: &mut Plan, frost_line: Option<Group>) {
             _ => true,
         }
     });
+    let rename = |buf: &mut BufId| {
+        if let Some((_, to)) = renamed.iter().find(|(from, _)| from == buf) {
+            *buf = *to;
+        }
+    };
     for op in &mut plan.ops {
         op.visit(&mut |operand| {
-            if let Operand::Read(buf) = operand
-                && let Some((_, to)) = renamed.iter().find(|(from, _)| from == buf)
-            {
-                *buf = *to;
+            if let Operand::Read(buf) = operand {
+                rename(buf);
             }
         });
+    }
+    for frontier in &mut plan.frontiers {
+        // Without its dropout the embeddings' output is what LayerNorm wrote, stream and all.
+        rename(&mut frontier.hidden);
+        rename(&mut frontier.stream);
     }
 }
 
 /// Walks backwards from what must stay, and deletes what nothing asks for.
 fn remove_dead(plan: &mut Plan) {
-    let mut needed: HashSet<BufId> =
-        plan.tasks.iter().flat_map(|task| [task.logits, task.loss]).collect();
+    let outputs = plan.tasks.iter().flat_map(|task| [task.logits, task.loss]).collect();
+    remove_all_but(plan, outputs);
+}
+
+/// Deletes what neither an update nor a buffer of `needed` asks for.
+pub(super) fn remove_all_but(plan: &mut Plan, mut needed: HashSet<BufId>) {
     let mut kept = Vec::with_capacity(plan.ops.len());
     for mut op in std::mem::take(&mut plan.ops).into_iter().rev() {
         op.visit(&mut |operand| {

@@ -149,6 +149,7 @@ impl Plan {
                 same(&item.moment2, &item.value)
             }),
             // Gathers and reductions over ids and sequences, whose shapes differ by design.
+            Op::PrefixLoad { out, stream, .. } => stream.iter().try_for_each(|buf| same(buf, out)),
             Op::EmbedFwd { .. }
             | Op::EmbedWgrad { .. }
             | Op::PoolFwd { .. }

@@ -175,6 +175,7 @@ mod tests {
             position_ids: vec![0, 1],
             cu_seqlens: vec![0, 2],
             labels: vec![vec![0]],
+            ..Batch::default()
         };
         let ceilings =
             Ceilings { gemm_flops_per_second: 1e11, copy_bytes_per_second: 1e10, op_seconds: 1e-6 };

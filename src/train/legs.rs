@@ -46,6 +46,8 @@ impl Leg {
 
 /// Compiles all states before anything runs, so that a device that is too small for one of them is known then.
 ///
+/// With `is_cached` the frozen prefix of every state is read from a cache.
+///
 /// A tensor's bias correction counts the steps in which it trained, as PyTorch's does.
 ///
 /// # Errors
@@ -57,6 +59,7 @@ pub(super) fn compile_legs(
     step_options: &StepOptions,
     options: &TrainOptions,
     (per_epoch, n_steps): (u64, u64),
+    is_cached: bool,
 ) -> Result<Vec<Leg>> {
     let network = session.network().clone();
     let scales =
@@ -69,7 +72,10 @@ pub(super) fn compile_legs(
         // Steps of a run are batches that were computed: they fit into 32 bits for the next centuries.
         let skipped = |id: &ParamId| (begin - n_trained_steps.get(id).unwrap_or(&0)) as u32;
         let rate = |id: ParamId| TensorRate { scale: scales[id.0], skipped_steps: skipped(&id) };
-        let step = session.compile_with(&state.mask, step_options, rate)?;
+        let step = match is_cached {
+            true => session.compile_cached(&state.mask, step_options, rate)?,
+            false => session.compile_with(&state.mask, step_options, rate)?,
+        };
         let trained = step.plan().trained();
         let end = begins.get(at + 1).copied().unwrap_or(n_steps);
         for id in &trained {

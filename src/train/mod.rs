@@ -19,7 +19,7 @@ pub use self::best::{Best, BestOptions, Metric};
 pub use self::evaluate::{Evaluator, Quality};
 pub use self::proof::{FreezeProof, prove_frozen};
 pub use self::rates::RateRules;
-pub use self::run::{largest_batch, train};
+pub use self::run::{largest_batch, step_options, train};
 pub use self::schedule::{Schedule, Warmup};
 use crate::Result;
 use crate::data::BatchLimit;

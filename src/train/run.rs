@@ -7,15 +7,17 @@ use super::best::Search;
 use super::legs::{Leg, compile_legs};
 use super::{Evaluator, LogLine, Observer, Progress, Snapshot, Start, TrainOptions, TrainOutcome};
 use crate::backend::{StepState, Timing};
+use crate::cache::PrefixCache;
 use crate::data::{BatchLimit, Corpus, Split};
 use crate::freeze::FreezeState;
 use crate::model::ParamId;
 use crate::plan::{Capacity, Counts, StepOptions};
 use crate::session::Session;
+use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// Trains what `states` leave on the corpus's training rows; evaluates after every epoch, or as the options say, and
-/// at the end. A run that goes on from `start` ends as if it had never stopped.
+/// at the end. A run that goes on from `start` ends as if it had never stopped; one with a cache ends as one without.
 ///
 /// # Errors
 /// States under which nothing trains or that do not follow each other, a best model to be looked for without rows to
@@ -25,15 +27,10 @@ pub fn train(
     corpus: &Corpus,
     states: &[FreezeState],
     options: &TrainOptions,
-    start: Start,
+    (start, cache): (Start, Option<&PrefixCache>),
     observer: &mut dyn Observer,
 ) -> Result<TrainOutcome> {
-    let step_options = StepOptions {
-        capacity: largest_batch(&corpus.train, options.limit),
-        compute: session.compute(),
-        dropout: true,
-        max_grad_norm: options.max_grad_norm,
-    };
+    let step_options = step_options(corpus, session.compute(), options);
     let per_epoch = corpus.epoch(options.limit, options.seed, 0)?.len() as u64;
     let n_steps = match options.max_steps {
         Some(n) => n,
@@ -45,7 +42,18 @@ pub fn train(
         Some(best) => Some(Search::new(best, corpus, start.progress.search.clone(), start.best)?),
         None => None,
     };
-    let legs = compile_legs(session, states, &step_options, options, (per_epoch, n_steps))?;
+    let legs = compile_legs(
+        session,
+        states,
+        &step_options,
+        options,
+        (per_epoch, n_steps),
+        cache.is_some(),
+    )?;
+    if let Some(cache) = cache {
+        let Capacity { tokens, sequences, .. } = step_options.capacity;
+        session.set_prefix(cache.rows(), tokens.max(sequences))?;
+    }
     for (id, moments) in start.moments {
         session.set_moments(id, moments)?;
     }
@@ -61,6 +69,7 @@ pub fn train(
         n_steps,
         warmup_steps: options.warmup.steps(n_steps),
         legs,
+        cache,
         evaluator,
         search,
         progress: start.progress,
@@ -80,6 +89,7 @@ struct Run<'a> {
     n_steps: u64,
     warmup_steps: u64,
     legs: Vec<Leg>,
+    cache: Option<&'a PrefixCache>,
     evaluator: Option<Evaluator<'a>>,
     search: Option<Search<'a>>,
     progress: Progress,
@@ -122,7 +132,10 @@ impl Run<'_> {
         let begun = Instant::now();
         let (options, done) = (self.options, self.progress.n_steps);
         let factor = options.schedule.factor(done, self.n_steps, self.warmup_steps);
-        let batch = self.corpus.pack(&self.corpus.train, indices);
+        let mut batch = self.corpus.pack(&self.corpus.train, indices);
+        if let Some(cache) = self.cache {
+            batch.prefix_rows = cache.rows_of(&self.corpus.train, indices);
+        }
         // The first leg begins at 0.
         let leg = self.legs.iter().rev().find(|leg| leg.begin <= done).unwrap_or(&self.legs[0]);
         if leg.begin == done && self.legs.len() > 1 {
@@ -207,6 +220,16 @@ impl Run<'_> {
             None => self.progress.eval.clone(),
         };
         TrainOutcome { progress: self.progress, eval, best, n_trained, trained }
+    }
+}
+
+/// The options of the steps of a run.
+pub fn step_options(corpus: &Corpus, compute: DType, options: &TrainOptions) -> StepOptions {
+    StepOptions {
+        capacity: largest_batch(&corpus.train, options.limit),
+        compute,
+        dropout: true,
+        max_grad_norm: options.max_grad_norm,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod bench;
 mod bench_data;
+mod cache;
 mod config_file;
 mod export;
 mod freeze;

@@ -124,6 +124,7 @@ pub fn random_batch(network: &Network, lengths: &[usize], seed: u64) -> Batch {
         cu_seqlens: ends_of(lengths),
         labels: labels.collect(),
         input_ids,
+        ..Batch::default()
     }
 }
 

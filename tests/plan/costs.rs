@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::{CAPACITY, network};
-use crate::common::{LENGTHS, network_of, options, plan_of, random_batch, tiny_config};
+use crate::common::{LENGTHS, mask_of, network_of, options, plan_of, random_batch, tiny_config};
 use frostline::batch::Batch;
 use frostline::model::{Family, Network, Pooling};
+use frostline::plan::prefix::compile_cached;
 use frostline::plan::{Capacity, Cost, Counts, Op, Phase, Plan, StepOptions};
 use frostline::tensor::DType;
 
@@ -242,6 +243,7 @@ fn every_op_costs_what_its_shapes_say() {
     let mut covered =
         check(&plan(&network, "none", DType::F32, true, false), &network, &plain_rows());
     covered.extend(check(&plan(&network, "none", DType::F32, true, true), &network, &fused_rows()));
+    covered.insert(prefix_load());
     let text = include_str!("../../src/plan/op.rs");
     let variants: BTreeSet<&str> = (text.lines())
         .filter(|line| line.trim_start().starts_with("Op::"))
@@ -249,6 +251,25 @@ fn every_op_costs_what_its_shapes_say() {
         .collect();
     assert!(variants.len() >= 29, "{variants:?}");
     assert_eq!(covered, variants);
+}
+
+/// A row of the cache in f32 for each row, and its number; in bf16 the stream besides.
+fn prefix_load() -> &'static str {
+    let network = network(Pooling::Mean);
+    let (counts, capacity) = (Counts::of(&batch(&network)), Capacity::of([&batch(&network)]));
+    for (spec, dtype, flops, bytes) in [
+        ("lower:1", DType::F32, 0, F32 * 2 * T * D + I32 * T),
+        ("lower:1", DType::Bf16, 0, F32 * 2 * T * D + BF16 * T * D + I32 * T),
+        ("backbone", DType::F32, 0, F32 * 2 * B * D + I32 * B),
+        ("backbone", DType::Bf16, 0, F32 * 2 * B * D + I32 * B),
+    ] {
+        let options = StepOptions { compute: dtype, ..options(capacity, false, None) };
+        let plan = compile_cached(&network, &mask_of(&network, spec), &options).unwrap();
+        let cost = plan.cost(&plan.ops[0], &counts);
+        let expected = Cost { flops, bytes: bytes as u64 };
+        assert_eq!(cost, expected, "{spec} {dtype:?}");
+    }
+    "prefix_load"
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::common::{network_of, options, plan_of};
+use crate::common::{mask_of, network_of, options, plan_of};
 use frostline::model::{Config, Pooling};
+use frostline::plan::prefix::compile_cached;
 use frostline::plan::{Capacity, Counts, StepOptions};
 use frostline::tensor::DType;
 
@@ -39,7 +40,10 @@ fn floors(dtype: DType, sequences: usize, length: usize) -> BTreeMap<&'static st
             ] {
                 let options = StepOptions { compute: dtype, ..options(capacity, true, Some(1.0)) };
                 let plan = plan_of(&network, spec, &options, fused);
-                for op in &plan.ops {
+                let cached = compile_cached(&network, &mask_of(&network, spec), &options);
+                let load = cached.iter().flat_map(|plan| plan.ops.iter().take(1));
+                let load = load.map(|op| (op, cached.as_ref().unwrap_or(&plan)));
+                for (op, plan) in plan.ops.iter().map(|op| (op, &plan)).chain(load) {
                     let cost = plan.cost(op, &counts);
                     let arithmetic = cost.flops as f64 / flops_per_second;
                     let floor = 1e6 * arithmetic.max(cost.bytes as f64 / BYTES_PER_SECOND);

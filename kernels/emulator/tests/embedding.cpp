@@ -17,8 +17,12 @@ template <class E>
 using EmbedWgradRows = void(const StepState*, int, int, const E*, const int*, const int*, int, const float*,
                             float*);
 
+template <class E>
+using PrefixLoad = void(const StepState*, int, int, const float*, const int*, E*, float*);
+
 #define DECLARE(E, dtype)                                                                               \
   EmbedFwd<E> embed_fwd_##dtype;                                                                        \
+  PrefixLoad<E> prefix_load_##dtype;                                                                    \
   EmbedLayernormFwd<E> embed_layernorm_fwd_##dtype##_1, embed_layernorm_fwd_##dtype##_2,                \
       embed_layernorm_fwd_##dtype##_3, embed_layernorm_fwd_##dtype##_4, embed_layernorm_fwd_##dtype##_wide;\
   EmbedWgradSegments<E> embed_wgrad_segments_##dtype;                                                   \
@@ -39,6 +43,7 @@ struct Kernels;
   template <>                                                                                     \
   struct Kernels<E> {                                                                             \
     Kernel<EmbedFwd<E>> embed_fwd = KERNEL(embed_fwd_##dtype);                                    \
+    Kernel<PrefixLoad<E>> prefix_load = KERNEL(prefix_load_##dtype);                              \
     Kernel<EmbedLayernormFwd<E>> embed_layernorm_fwd[5] = VARIANTS(embed_layernorm_fwd_##dtype);  \
     Kernel<EmbedWgradSegments<E>> embed_wgrad_segments = KERNEL(embed_wgrad_segments_##dtype);    \
     Kernel<EmbedWgradRows<E>> embed_wgrad_rows = KERNEL(embed_wgrad_rows_##dtype);                \
@@ -119,6 +124,33 @@ void check_embed(const Shape& shape) {
   });
 }
 
+// Rows in an order of their own, some of them twice; by tokens, and by sequences where there are fewer.
+template <class E>
+void check_prefix_load(const Shape& shape) {
+  const auto [n_rows, width, drops, whole] = shape;
+  const int n_cached = n_rows + 7;
+  Batch batch(n_rows);
+  Buffer<int> rows(batch.capacity());
+  for (int row = 0; row < n_rows; ++row) rows[row] = row * 5 % n_cached;
+  const Buffer<float> cache = random_table<float>(n_cached, width, 1);
+  Doubles expected(size_t(n_rows) * width);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    expected[i] = cache[size_t(rows[i / width]) * width + i % width];
+  }
+  Result out_result(shape.name<E>("prefix_load out"), expected, TOLERANCE<E>);
+  Result stream_result(shape.name<E>("prefix_load stream"), expected, 0.0);
+  testing::for_each_schedule([&] {
+    const size_t n = size_t(batch.capacity()) * width;
+    Buffer<E> out(n);
+    Buffer<float> stream(n);
+    Kernels<E>().prefix_load.launch(dim3(ceil_div(batch.capacity(), 8)), 8, 0, batch.state.data(), ROWS_TOKENS,
+                                    width, cache.data(), rows.data(), out.data(),
+                                    whole ? stream.data() : nullptr);
+    out_result.check(out);
+    if (whole) stream_result.check(stream);
+  });
+}
+
 template <class E>
 void check_embed_wgrad(const Shape& shape, int n_table_rows, int common, int padding_row) {
   const int width = shape.width;
@@ -154,6 +186,8 @@ void check_all() {
   for (const bool whole : {true, false}) {
     check_embed<E>({1, 72, false, whole});
     check_embed<E>({129, 72, false, whole});
+    check_prefix_load<E>({1, 72, false, whole});
+    check_prefix_load<E>({129, 1032, false, whole});
   }
   check_embed<E>({129, 384, false, true});
   check_embed<E>({129, 1032, false, true});

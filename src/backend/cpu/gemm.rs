@@ -175,8 +175,33 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// `self = a · b`, or `self += a · b`, on this thread.
+    /// `self = a · b`, or `self += a · b`, on this thread. What a row becomes does not depend on the rows beside it.
     fn multiply(&mut self, a: MatRef, b: MatRef, write: Write) {
+        // The library sums single rows, and outputs of so few elements, in another order.
+        const FEW_ELEMENTS: usize = 256;
+        let enough_rows = (FEW_ELEMENTS / self.cols.max(1) + 1).max(2);
+        if self.rows >= enough_rows || self.rows * self.cols == 0 {
+            return self.multiply_at_once(a, b, write);
+        }
+        let mut padded = vec![0.0; enough_rows * a.cols];
+        for row in 0..a.rows {
+            for col in 0..a.cols {
+                padded[row * a.cols + col] = a.data[row * a.row_stride + col * a.col_stride];
+            }
+        }
+        let mut sums = vec![0.0; enough_rows * self.cols];
+        let size = (enough_rows, self.cols);
+        for mut window in Window::cut(MatMut::new(&mut sums, self.cols), size) {
+            window.multiply_at_once(MatRef::new(&padded, a.cols), b, Write::Overwrite);
+        }
+        for (row, sums) in (0..self.rows).zip(sums.chunks_exact(self.cols)) {
+            for (to, sum) in self.row(row).iter_mut().zip(sums) {
+                *to = if write == Write::Add { *to + sum } else { *sum };
+            }
+        }
+    }
+
+    fn multiply_at_once(&mut self, a: MatRef, b: MatRef, write: Write) {
         assert!(reach(a.rows, a.cols, a.row_stride, a.col_stride) <= a.data.len());
         assert!(reach(b.rows, b.cols, b.row_stride, b.col_stride) <= b.data.len());
         assert_eq!((a.rows, a.cols, b.cols), (self.rows, b.rows, self.cols));
@@ -359,6 +384,27 @@ pub(super) mod tests {
         assert!(one.iter().all(|v| v.is_finite()));
         for n_threads in [2, 3, 5] {
             assert!(run(n_threads) == one, "{n_threads} threads");
+        }
+    }
+
+    /// A cache of a frozen prefix is filled from other batches than those that read it.
+    #[test]
+    fn bits_of_a_row_do_not_depend_on_the_rows_beside_it() {
+        for (k, n) in [(16, 36), (36, 16), (384, 384), (384, 1536), (1536, 384)] {
+            let (a, b) = (normal(1, 0, 200 * k, 1.0), normal(2, 0, n * k, 1.0));
+            let run = |rows: std::ops::Range<usize>| {
+                let mut out = vec![f32::NAN; rows.len() * n];
+                let a = MatRef::new(&a, k).row_range(rows.start, rows.len());
+                let product = Product::new(a, MatRef::new(&b, k).t(), MatMut::new(&mut out, n));
+                products(vec![product], |_| ());
+                out
+            };
+            let whole = run(0..200);
+            for m in (1..70).chain([128, 199]) {
+                let start = 200 - m;
+                let part = run(start..200);
+                assert!(part == whole[start * n..], "{m} rows of [{k}, {n}]");
+            }
         }
     }
 }

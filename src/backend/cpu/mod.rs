@@ -62,6 +62,12 @@ impl Ops for Cpu {
             .for_each(|(token, out)| elementwise::embed_row(tables, token, out));
     }
 
+    fn prefix_load(&self, cache: &[f32], rows: &[i32], width: usize, out: &mut [f32]) {
+        out.par_chunks_mut(width).zip(rows).for_each(|(to, &row)| {
+            to.copy_from_slice(&cache[row as usize * width..][..width]);
+        });
+    }
+
     fn layernorm_fwd(
         &self,
         x: &[f32],

@@ -36,6 +36,8 @@ impl Derived {
         match self {
             Derived::Input(Input::Labels(_)) => capacity.sequences,
             Derived::Input(Input::CuSeqlens) => capacity.sequences + 1,
+            // Of sequences, or of tokens.
+            Derived::Input(Input::PrefixRows) => capacity.tokens.max(capacity.sequences),
             Derived::Input(_) | Derived::SequenceIds | Derived::SegmentOrder(_) => capacity.tokens,
             Derived::AttentionStrips => tiles::max_tiles(capacity) * tiles::TILE_WORDS,
             Derived::AttentionBlocks => tiles::max_blocks(capacity) * tiles::BLOCK_WORDS,
@@ -89,6 +91,7 @@ fn input_of(batch: &Batch, input: Input) -> &[i32] {
         Input::TokenTypeIds => &batch.token_type_ids,
         Input::CuSeqlens => &batch.cu_seqlens,
         Input::Labels(task) => &batch.labels[task],
+        Input::PrefixRows => &batch.prefix_rows,
     }
 }
 
@@ -172,6 +175,7 @@ mod tests {
             position_ids: vec![0, 1, 2, 0, 1, 2],
             cu_seqlens: vec![0, 3, 4, 6],
             labels: vec![vec![0, 1, -100]],
+            ..Batch::default()
         }
     }
 

@@ -41,6 +41,8 @@ struct Param {
 pub(super) struct Memory {
     params: HashMap<ParamId, Param>,
     pub arena: Option<Block>,
+    /// The cache of the frozen prefix, or room for a batch's rows of it.
+    pub prefix: Option<Block>,
 }
 
 impl Memory {

@@ -27,7 +27,7 @@ pub use self::driver::CudaDevice;
 use self::launch::{Context, Needs, Places, Stage};
 use self::memory::{Addresses, Block, Memory};
 use super::host::refuse_if_short;
-use super::{Backend, Bound, KernelLaunch, StepState, StepTimes, Timing};
+use super::{Backend, Bound, KernelLaunch, PrefixRows, StepState, StepTimes, Timing};
 use crate::Result;
 use crate::batch::Batch;
 use crate::model::ParamId;
@@ -52,6 +52,8 @@ pub struct CudaBackend<D: Device> {
     counters: Option<Block>,
     bound: Vec<BoundPlan>,
     use_graphs: bool,
+    /// The cache of the frozen prefix where it stays on the host.
+    staged: Option<PrefixRows>,
     /// Tokens and sequences of the last run, whose counts say how much of a buffer means anything.
     live: (usize, usize),
 }
@@ -69,6 +71,7 @@ impl<D: Device> CudaBackend<D> {
             counters: None,
             bound: Vec::new(),
             use_graphs,
+            staged: None,
             live: (0, 0),
         }
     }
@@ -83,7 +86,19 @@ impl<D: Device> CudaBackend<D> {
         assert!(bound.plan.capacity.serves(batch), "the batch is larger than the plan's capacity");
         self.live = (batch.n_tokens(), batch.n_sequences());
         let this = &self.bound[bound.index];
-        let block = this.needs.inputs.fill(batch, state);
+        let block = match &self.staged {
+            Some(prefix) if !batch.prefix_rows.is_empty() => {
+                let (values, place) = ((*prefix.values).as_ref(), self.memory.prefix);
+                let row = |&row: &i32| &values[row as usize * prefix.cols..][..prefix.cols];
+                let rows: Vec<f32> = batch.prefix_rows.iter().flat_map(row).copied().collect();
+                let place = place.expect("room for a batch's rows was made with the cache");
+                self.device.upload(bytemuck::cast_slice(&rows), place.address)?;
+                // There they lie in the batch's own order.
+                let prefix_rows = (0..batch.prefix_rows.len() as i32).collect();
+                this.needs.inputs.fill(&Batch { prefix_rows, ..batch.clone() }, state)
+            }
+            _ => this.needs.inputs.fill(batch, state),
+        };
         self.device.upload(&block, this.places.inputs)
     }
 
@@ -333,6 +348,20 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.memory.read_value(&mut self.device, param)
     }
 
+    fn set_prefix(&mut self, prefix: PrefixRows, capacity_rows: usize) -> Result<()> {
+        let values = (*prefix.values).as_ref();
+        let n_values = if prefix.on_device { values.len() } else { capacity_rows * prefix.cols };
+        let n_bytes = n_values * size_of::<f32>();
+        if grow(&mut self.device, &mut self.memory.prefix, n_bytes, None)? {
+            self.forget_recordings()?;
+        }
+        if let (true, Some(block)) = (prefix.on_device, self.memory.prefix) {
+            self.device.upload(bytemuck::cast_slice(values), block.address)?;
+        }
+        self.staged = (!prefix.on_device).then_some(prefix);
+        Ok(())
+    }
+
     fn read_moments(&mut self, param: ParamId) -> Result<Option<[Vec<f32>; 2]>> {
         self.memory.read_moments(&mut self.device, param)
     }
@@ -362,6 +391,10 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn used_bytes(&self) -> Result<Option<usize>> {
         self.device.used_bytes().map(Some)
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        self.device.free_bytes()
     }
 
     fn capture(&mut self, on: bool) -> Result<()> {

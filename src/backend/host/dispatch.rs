@@ -33,6 +33,17 @@ impl<O: Ops> HostBackend<O> {
                 let mut frame = self.open(bound, operands, batch);
                 frame.write(*out).copy_from_slice(&norm_and_factor);
             }
+            Op::PrefixLoad { rows, out, stream } => {
+                let prefix = self.prefix.clone().expect("a cache is set before a plan reads it");
+                let operands = (operands.reads.as_slice(), operands.writes.as_slice());
+                let place = (plan.as_ref(), bound.layout.as_ref());
+                let mut frame = Frame::open(&mut self.memory, place, operands, batch);
+                let (rows, to) = (frame.input(*rows), frame.write(*out));
+                self.ops.prefix_load((*prefix.values).as_ref(), rows, prefix.cols, to);
+                if let Some(stream) = frame.write_optional(*stream) {
+                    stream.copy_from_slice(to);
+                }
+            }
             Op::AdamwStep { items, clip } => {
                 let factor = clip.map_or(1.0, |clip| {
                     f64::from(self.memory.read(plan, &bound.layout, clip, (0, 0))[1])
@@ -300,8 +311,8 @@ fn compute<O: Ops>(
             let (ids, width) = (frame.input(*ids), frame.cols(*dtable));
             ops.embed_wgrad(frame.read(*dx), ids, *padding_row, width, frame.write(*dtable));
         }
-        Op::GradNorm { .. } | Op::AdamwStep { .. } => {
-            unreachable!("the optimizer's ops go over parameters, not frames")
+        Op::GradNorm { .. } | Op::AdamwStep { .. } | Op::PrefixLoad { .. } => {
+            unreachable!("these go over parameters or the cache, not frames alone")
         }
     }
 }

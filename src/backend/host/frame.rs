@@ -242,6 +242,7 @@ impl<'a, E: Element> Frame<'a, E> {
             Role::Input(Input::TokenTypeIds) => &self.batch.token_type_ids,
             Role::Input(Input::CuSeqlens) => &self.batch.cu_seqlens,
             Role::Input(Input::Labels(task)) => &self.batch.labels[task],
+            Role::Input(Input::PrefixRows) => &self.batch.prefix_rows,
             role => unreachable!("{role:?} is no input"),
         }
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 pub use self::available::{available_bytes, refuse_if_short};
 use self::frame::Memory;
 pub use self::ops::{Element, Ops};
-use super::{Backend, Bound, KernelLaunch, StepState, StepTimes, Timing};
+use super::{Backend, Bound, KernelLaunch, PrefixRows, StepState, StepTimes, Timing};
 use crate::Result;
 use crate::batch::Batch;
 use crate::model::ParamId;
@@ -29,6 +29,7 @@ pub struct HostBackend<O: Ops> {
     ops: O,
     memory: Memory<O::Element>,
     operands: Vec<Arc<Vec<Operands>>>,
+    prefix: Option<PrefixRows>,
     /// Batch of the last run, whose live counts say how much of a buffer means anything.
     live: (usize, usize),
 }
@@ -36,7 +37,7 @@ pub struct HostBackend<O: Ops> {
 impl<O: Ops> HostBackend<O> {
     /// A backend without parameters.
     pub fn new(ops: O) -> Self {
-        Self { ops, memory: Memory::default(), operands: Vec::new(), live: (0, 0) }
+        Self { ops, memory: Memory::default(), operands: Vec::new(), prefix: None, live: (0, 0) }
     }
 }
 
@@ -71,6 +72,11 @@ impl<O: Ops> Backend for HostBackend<O> {
         Ok(self.memory.value(param))
     }
 
+    fn set_prefix(&mut self, prefix: PrefixRows, _capacity_rows: usize) -> Result<()> {
+        self.prefix = Some(prefix);
+        Ok(())
+    }
+
     fn read_moments(&mut self, param: ParamId) -> Result<Option<[Vec<f32>; 2]>> {
         Ok(self.memory.moments(param))
     }
@@ -98,6 +104,10 @@ impl<O: Ops> Backend for HostBackend<O> {
     }
 
     fn used_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>> {
         Ok(None)
     }
 

@@ -178,6 +178,9 @@ pub trait Ops: Send + Sync {
 
     fn embed_fwd(&self, tables: &Embedding<Self::Element>, out: &mut [Self::Element]);
 
+    /// `cache` is `[.., width]`, `out` has a row for each of `rows`.
+    fn prefix_load(&self, cache: &[f32], rows: &[i32], width: usize, out: &mut [Self::Element]);
+
     fn layernorm_fwd(
         &self,
         x: &[Self::Element],

@@ -63,6 +63,14 @@ impl Ops for Reference {
         }
     }
 
+    fn prefix_load(&self, cache: &[f32], rows: &[i32], width: usize, out: &mut [f64]) {
+        for (to, &row) in out.chunks_mut(width).zip(rows) {
+            for (i, value) in to.iter_mut().enumerate() {
+                *value = f64::from(cache[row as usize * width + i]);
+            }
+        }
+    }
+
     fn layernorm_fwd(
         &self,
         x: &[f64],

@@ -1,12 +1,16 @@
 //! What can be said of a training run on the command line.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::json;
 
+use crate::cache::{CacheOptions, CachePlace};
 use crate::cli::args::{positive, positive_count};
 use crate::cli::data_args::BatchArgs;
 use crate::cli::step::{Rates, rate};
 use crate::freeze::Glob;
 use crate::train::{BestOptions, Metric, RateRules, Schedule, TrainOptions, Warmup};
+use crate::{Error, Result};
 
 /// How long to train, and how the rate changes.
 #[derive(clap::Args, Debug)]
@@ -168,5 +172,49 @@ impl SaveArgs {
             (SaveStrategy::Epoch, None) => is_epoch_end,
             (SaveStrategy::No, None) => false,
         }
+    }
+}
+
+/// What of the frozen part is kept from epoch to epoch.
+#[derive(clap::Args, Debug)]
+pub struct CacheArgs {
+    /// Compute what lies below all that trains once per text, and keep it
+    #[arg(long, value_enum, default_value_t = CachePlace::Auto)]
+    cache: CachePlace,
+    /// Folder of --cache disk [default: frostline in the user's cache folder]
+    #[arg(long, alias = "cache_dir", value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Megabytes that a cache may have at most
+    #[arg(long, alias = "cache_limit", value_name = "MB", default_value_t = 20_000)]
+    cache_limit: u64,
+}
+
+impl CacheArgs {
+    /// The options of a run; `auto` is off under a schedule, which moves the frost line.
+    ///
+    /// # Errors
+    /// A cache that is asked for beside a schedule.
+    pub fn options(&self, has_schedule: bool) -> Result<CacheOptions> {
+        let place = match (has_schedule, self.cache) {
+            (true, CachePlace::Auto | CachePlace::Off) => CachePlace::Off,
+            (true, _) => {
+                return Err(Error::usage(
+                    "--cache: a --schedule moves what is frozen: use --cache off",
+                ));
+            }
+            (false, place) => place,
+        };
+        let folder = self.cache_dir.clone().unwrap_or_else(|| user_cache().join("frostline"));
+        Ok(CacheOptions { place, folder, limit_bytes: self.cache_limit.saturating_mul(1_000_000) })
+    }
+}
+
+/// Where programs keep what they can compute again (XDG Base Directory Specification).
+fn user_cache() -> PathBuf {
+    let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    match (of("XDG_CACHE_HOME"), of("HOME")) {
+        (Some(folder), _) => folder.into(),
+        (None, Some(home)) => Path::new(&home).join(".cache"),
+        (None, None) => std::env::temp_dir(),
     }
 }

@@ -4,7 +4,7 @@
 mod backward;
 
 use super::op::{Dropout, EmbedTables, GemmFwdPart, HeadDgradPart, Op};
-use super::{BufId, Buffer, Capacity, Input, Plan, Role, Rows, TaskOutputs};
+use super::{BufId, Buffer, Capacity, Frontier, Input, Plan, Role, Rows, TaskOutputs};
 use crate::model::params::{Linear, Norm};
 use crate::model::{Family, Group, Network, ParamId, Pooling};
 use crate::tensor::DType;
@@ -35,6 +35,7 @@ pub fn training_step(network: &Network, options: &StepOptions) -> Plan {
         tasks: builder.tasks,
         last_hidden: hidden,
         pooled,
+        frontiers: builder.frontiers,
     }
 }
 
@@ -90,6 +91,7 @@ struct Builder<'a> {
     layers: Vec<SavedLayer>,
     embeddings: Option<SavedNorm>,
     embeddings_dropout: Option<Dropout>,
+    frontiers: Vec<Frontier>,
 }
 
 struct Inputs {
@@ -131,6 +133,7 @@ impl<'a> Builder<'a> {
             layers: Vec::new(),
             embeddings: None,
             embeddings_dropout: None,
+            frontiers: Vec::new(),
         };
         builder.values = network
             .param_ids()
@@ -250,6 +253,7 @@ impl<'a> Builder<'a> {
             (hidden, stream) = (out, out);
         }
         for index in 0..self.network.layers.len() {
+            self.frontiers.push(Frontier { group: Group::Layer(index), hidden, stream });
             (hidden, stream) = self.layer(index, hidden, stream);
         }
         hidden
@@ -354,11 +358,16 @@ impl<'a> Builder<'a> {
         self.ops.push(Op::PoolFwd { x: hidden, cu_seqlens, pooling: first_token, out: token_pool });
         let mut pooled = token_pool;
         if let Some(linear) = pooler {
+            let frontier =
+                Frontier { group: Group::Pooler, hidden: token_pool, stream: token_pool };
+            self.frontiers.push(frontier);
             let pre = self.activation("pool.pre", Rows::Sequences, width);
             self.linear(token_pool, &[(linear, pre)]);
             pooled = self.statistic("pool.out", Rows::Sequences, width);
             self.ops.push(Op::TanhFwd { x: pre, out: pooled });
         }
+        let frontier = Frontier { group: Group::Head(0), hidden: pooled, stream: pooled };
+        self.frontiers.push(frontier);
         let p = self.network.config.classifier_dropout;
         let dropout = self.dropout(p, site::CLASSIFIER, Group::Head(0));
         let mut features = pooled;

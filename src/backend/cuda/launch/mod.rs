@@ -110,6 +110,11 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// The address of the cache, or of a batch's rows of it.
+    pub fn prefix(&self) -> u64 {
+        self.addresses.memory.prefix.map_or(0, |block| block.address)
+    }
+
     /// The address of a buffer that may be missing, 0 where it is.
     pub fn optional(&mut self, buf: Option<BufId>) -> u64 {
         buf.map_or(0, |buf| self.address(buf))
@@ -269,6 +274,7 @@ impl<'a> Context<'a> {
 fn dispatch(cx: &mut Context, op: &Op) -> Result<()> {
     match op {
         Op::EmbedFwd { tables, out } => rows::embed_fwd(cx, tables, *out),
+        Op::PrefixLoad { out, stream, .. } => rows::prefix_load(cx, *out, *stream),
         Op::LayernormFwd { x, residual, dropout, gamma, beta, eps, out, stream, xhat, rstd } => {
             let from = Branch { x: *x, residual: *residual, dropout: *dropout };
             let params = NormParams { gamma: *gamma, beta: *beta, eps: *eps };

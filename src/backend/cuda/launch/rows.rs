@@ -1,8 +1,8 @@
 //! Embeddings, LayerNorm and dropout: kernels that give each row to a warp.
 
 use super::{Arg, Context, Derived};
-use crate::plan::BufId;
 use crate::plan::op::{Dropout, EmbedTables};
+use crate::plan::{BufId, Input};
 use crate::{Error, Result};
 
 const THREADS: u32 = 256;
@@ -82,6 +82,18 @@ pub(super) fn embed_fwd(cx: &mut Context, tables: &EmbedTables, out: BufId) -> R
     args.extend(table_args(cx, tables));
     args.push(Arg::Address(cx.address(out)));
     launch_rows(cx, "embed_fwd", out, &args)
+}
+
+pub(super) fn prefix_load(cx: &mut Context, out: BufId, stream: Option<BufId>) -> Result<()> {
+    let args = [
+        Arg::I32(cx.rows(out)),
+        width(cx, out),
+        Arg::Address(cx.prefix()),
+        Arg::Address(cx.input(Derived::Input(Input::PrefixRows))),
+        Arg::Address(cx.address(out)),
+        Arg::Address(cx.optional(stream)),
+    ];
+    launch_rows(cx, "prefix_load", out, &args)
 }
 
 pub(super) fn embed_layernorm_fwd(
