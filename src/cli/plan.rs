@@ -4,13 +4,14 @@ use super::args::{ComputeType, ModelArgs, full_capacity, network_for, positive};
 use super::data_args::longest;
 use super::step::rate;
 use super::{print, print_json};
-use crate::Result;
 use crate::freeze::FreezeSpec;
 use crate::measure::Ceilings;
 use crate::measure::scale::{AllReduce, Cluster, ParallelStep};
 use crate::model::Network;
+use crate::plan::prefix::compile_cached;
 use crate::plan::{Counts, Layout, Phase, Plan, StepOptions, compile};
 use crate::tensor::DType;
+use crate::{Error, Result};
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example: frostline plan --arch bert-base --freeze lower:6 --diff none")]
@@ -24,6 +25,9 @@ pub struct Args {
     /// name:GLOB, keep:GLOB, joined by +
     #[arg(long, value_name = "SPEC", default_value = "none")]
     freeze: String,
+    /// Read the frozen part's output from a cache, as train does from the second epoch on
+    #[arg(long)]
+    cached: bool,
     /// Show only what --freeze removes and changes against this spec
     #[arg(long, value_name = "SPEC", conflicts_with = "json")]
     diff: Option<String>,
@@ -154,14 +158,18 @@ pub fn run(args: &Args) -> Result<()> {
         max_grad_norm: (args.max_grad_norm > 0.0).then_some(args.max_grad_norm),
     };
     let counts = Counts::full(capacity, network.heads.len());
-    let plan = plan_for(&network, &args.freeze, &options)?;
+    let plan = match args.cached {
+        true => cached_plan_for(&network, &args.freeze, &options)?,
+        false => plan_for(&network, &args.freeze, &options)?,
+    };
     let layout = Layout::new(&plan);
     if args.json {
         return print_json(&document(args, &plan, &layout, &counts));
     }
     let title = |spec: &str| {
         format!(
-            "freeze {spec}: {} sequences of {max_length} tokens, {}, trains {} of {} values\n\n",
+            "freeze {spec}{}: {} sequences of {max_length} tokens, {}, trains {} of {} values\n\n",
+            if args.cached { ", its output cached" } else { "" },
             args.batch_size,
             options.compute.name(),
             plan.n_trained_values(),
@@ -191,6 +199,13 @@ fn plan_for(network: &Network, spec: &str, options: &StepOptions) -> Result<Plan
     Ok(compile(network, &mask, options))
 }
 
+fn cached_plan_for(network: &Network, spec: &str, options: &StepOptions) -> Result<Plan> {
+    let mask = FreezeSpec::parse(spec)?.mask(network)?;
+    compile_cached(network, &mask, options).ok_or_else(|| {
+        Error::usage(format!("--cached: nothing is frozen below what trains under {spec}"))
+    })
+}
+
 fn document(args: &Args, plan: &Plan, layout: &Layout, counts: &Counts) -> serde_json::Value {
     let phases: serde_json::Map<String, serde_json::Value> = (Phase::ALL.iter())
         .map(|phase| {
@@ -200,6 +215,7 @@ fn document(args: &Args, plan: &Plan, layout: &Layout, counts: &Counts) -> serde
         .collect();
     serde_json::json!({
         "freeze": args.freeze,
+        "cached": args.cached,
         "capacity": plan.capacity,
         "trainable_parameters": plan.n_trained_values(),
         "phases": phases,

@@ -82,7 +82,10 @@ pub fn run(args: &Args) -> Result<()> {
     let workload = Workload::open(&args.data, args.batch.max_length, &source, args.run.seed)?;
     let network = source.network(&workload.task_sizes(), args.model.pooling)?;
     let scenarios = (specs.iter())
-        .map(|spec| Ok(Scenario { freeze: spec.text().to_owned(), mask: spec.mask(&network)? }))
+        .map(|spec| {
+            let (freeze, mask) = (spec.text().to_owned(), spec.mask(&network)?);
+            Ok(Scenario { freeze, mask, is_cached: false })
+        })
         .collect::<Result<Vec<_>>>()?;
     let step = |capacity| step_options(capacity, engine.compute, args.rates.clip());
     let batches = workload.batches(&args.batch, &network, 1, args.run.seed, step)?;

@@ -9,6 +9,7 @@ pub mod ceilings;
 pub mod findings;
 pub mod memory;
 pub mod power;
+mod prefix;
 pub mod profile;
 pub mod regime;
 pub mod scale;

@@ -9,9 +9,9 @@ use std::time::Instant;
 use super::ceilings::{Ceilings, predicted_op_seconds, predicted_phase_seconds};
 use super::findings::InputGradients;
 use super::power::{self, Clocks, Energy, Gauge};
+use super::prefix::CachedBatches;
 use super::regime::Regime;
 use super::stats::{Interval, median, median_interval, outliers, ratio_interval};
-use crate::Result;
 use crate::backend::{StepState, Timing};
 use crate::batch::Batch;
 use crate::data::SplitMix64;
@@ -20,12 +20,22 @@ use crate::plan::layout::MemoryUse;
 use crate::plan::{Capacity, Cost, Counts, Family, Phase, StepOptions};
 use crate::session::{Session, Step};
 use crate::tensor::DType;
+use crate::{Error, Result};
 
 /// A freeze to be measured.
 pub struct Scenario {
     /// The spec as it was typed.
     pub freeze: String,
     pub mask: FreezeMask,
+    /// Whether its frozen prefix is read from a cache.
+    pub is_cached: bool,
+}
+
+impl Scenario {
+    /// What reports call it.
+    pub fn name(&self) -> String {
+        format!("{}{}", self.freeze, if self.is_cached { " cached" } else { "" })
+    }
 }
 
 /// How to measure.
@@ -144,8 +154,9 @@ const MIN_WARMUP: usize = 3;
 const STEADY: f64 = 0.02;
 
 /// A scenario while it is being measured.
-pub(super) struct Run {
+pub(super) struct Run<'a> {
     step: Step,
+    cached: Option<CachedBatches<'a>>,
     pub times_ms: Vec<f64>,
     pub phases_ms: [Vec<f64>; 3],
     /// By op, a list a round.
@@ -153,21 +164,42 @@ pub(super) struct Run {
     n_steps: u64,
 }
 
-impl Run {
+impl<'a> Run<'a> {
     pub(super) fn new(step: Step) -> Self {
         let (times_ms, phases_ms, ops_ms) = Default::default();
-        Self { step, times_ms, phases_ms, ops_ms, n_steps: 0 }
+        Self { step, cached: None, times_ms, phases_ms, ops_ms, n_steps: 0 }
+    }
+
+    fn of(
+        session: &mut Session,
+        scenario: &Scenario,
+        options: &StepOptions,
+        batches: &'a [Batch],
+    ) -> Result<Self> {
+        if !scenario.is_cached {
+            return Ok(Run::new(session.compile(&scenario.mask, options)?));
+        }
+        let Some((step, cached)) = CachedBatches::new(session, &scenario.mask, options, batches)?
+        else {
+            let name = &scenario.freeze;
+            return Err(Error::usage(format!("{name}: nothing is frozen below what trains")));
+        };
+        Ok(Run { cached: Some(cached), ..Run::new(step) })
     }
 
     /// Runs one step, and says what it took.
     pub(super) fn step(
         &mut self,
         session: &mut Session,
-        batch: &Batch,
+        batch: &'a Batch,
         options: &MeasureOptions,
         timing: Timing,
     ) -> Result<(f64, crate::backend::StepTimes)> {
         self.n_steps += 1;
+        let batch = match &self.cached {
+            Some(cached) => cached.open(session, batch)?,
+            None => batch,
+        };
         let state = options.state(self.n_steps);
         let begun = Instant::now();
         let outcome = session.run(&self.step, batch, &state, timing)?;
@@ -181,8 +213,8 @@ pub fn step_options(capacity: Capacity, compute: DType, max_grad_norm: Option<f3
 }
 
 /// Measures `scenarios`, the first of which is the baseline; round `i` runs on batch `i` modulo their
-/// number. `gauge` is read between rounds, and around some seconds of each scenario's steps. `progress` is told before every step what is measured and how many steps there will be, as
-/// far as is known.
+/// number. `gauge` is read between rounds, and around some seconds of each scenario's steps. `progress` is told before
+/// every step what is measured and how many steps there will be, as far as is known.
 ///
 /// # Errors
 /// When the device fails or a loss is not finite.
@@ -201,7 +233,7 @@ pub fn measure(
     assert!(!scenarios.is_empty() && !batches.is_empty() && options.n_rounds > 0);
     let step = step_options(Capacity::of(batches), session.compute(), options.max_grad_norm);
     let mut runs = (scenarios.iter())
-        .map(|scenario| Ok(Run::new(session.compile(&scenario.mask, &step)?)))
+        .map(|scenario| Run::of(session, scenario, &step, batches))
         .collect::<Result<Vec<_>>>()?;
     let mut random = SplitMix64::new(options.seed);
     let n_rounds_left = options.n_rounds + N_OP_ROUNDS;
@@ -219,7 +251,7 @@ pub fn measure(
         let n_expected = options.n_warmup.unwrap_or(MIN_WARMUP).max(n_warmup) + n_rounds_left;
         let mut round_ms = 0.0;
         for at in shuffled(runs.len(), &mut random) {
-            progress(&scenarios[at].freeze, n_expected * runs.len());
+            progress(&scenarios[at].name(), n_expected * runs.len());
             let largest = largest(batches);
             round_ms += runs[at].step(session, largest, options, Timing::Phases)?.0;
         }
@@ -234,7 +266,7 @@ pub fn measure(
     for round in 0..options.n_rounds {
         let batch = &batches[round % batches.len()];
         for at in shuffled(runs.len(), &mut random) {
-            progress(&scenarios[at].freeze, n_steps);
+            progress(&scenarios[at].name(), n_steps);
             one_round(session, &mut runs[at], batch, options)?;
         }
         readings.extend(gauge.as_mut().and_then(|gauge| gauge.read()));
@@ -242,7 +274,7 @@ pub fn measure(
     let middling = middling(batches);
     for _ in 0..N_OP_ROUNDS {
         for at in shuffled(runs.len(), &mut random) {
-            progress(&scenarios[at].freeze, n_steps);
+            progress(&scenarios[at].name(), n_steps);
             let (_, times) = runs[at].step(session, middling, options, Timing::Ops)?;
             runs[at].ops_ms.push(times.ops.iter().map(|time| time.as_secs_f64() * 1e3).collect());
         }
@@ -298,10 +330,10 @@ fn middling(batches: &[Batch]) -> &Batch {
     by_size[by_size.len() / 2]
 }
 
-pub(super) fn one_round(
+pub(super) fn one_round<'a>(
     session: &mut Session,
-    run: &mut Run,
-    batch: &Batch,
+    run: &mut Run<'a>,
+    batch: &'a Batch,
     options: &MeasureOptions,
 ) -> Result<()> {
     let (elapsed_ms, outcome) = run.step(session, batch, options, Timing::Phases)?;
@@ -336,7 +368,7 @@ fn measurement(
     };
     let [forward, backward, optimizer] = &run.phases_ms;
     Ok(Measurement {
-        freeze: scenario.freeze.clone(),
+        freeze: scenario.name(),
         n_trained: plan.n_trained_values(),
         cost: Phase::ALL.map(mean_cost),
         predicted_ms: Phase::ALL.map(mean_ms),

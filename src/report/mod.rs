@@ -166,6 +166,7 @@ mod tests {
         let values =
             network.param_ids().map(|id| vec![0.0; network.param(id).n_elements()]).collect();
         let scenarios = ["none", "all"].map(|freeze| Scenario {
+            is_cached: false,
             freeze: freeze.to_owned(),
             mask: FreezeSpec::parse(freeze).unwrap().mask(&network).unwrap(),
         });

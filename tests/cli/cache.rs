@@ -97,7 +97,7 @@ fn auto_says_what_it_chose_and_why() {
     let workspace = Workspace::new();
     for (more, words) in [
         ("--freeze none", "off, nothing is frozen below"),
-        ("--freeze lower:2 --max-steps 3", "off, a single epoch"),
+        ("--freeze lower:2 --max-steps 1", "off, a single epoch"),
         ("--freeze lower:2 --cache-limit 0", "off, the frozen part's output takes 0.0 MB"),
         ("--freeze lower:2", "filled in memory"),
     ] {
@@ -117,4 +117,29 @@ fn a_cache_that_cannot_be_is_refused() {
     refused("--freeze none --cache host", &["--cache", "nothing is frozen below"]);
     refused("--freeze lower:2 --cache host --cache-limit 0", &["--cache-limit", "0.0 MB"]);
     refused("--schedule 0:backbone --cache host", &["--cache", "--schedule"]);
+}
+
+#[test]
+fn plan_and_bench_have_rows_of_their_own() {
+    let workspace = Workspace::new();
+    let model = "--model model --task topic=5";
+    let plan = workspace.json(&format!("plan {model} --freeze lower:2 --cached --json"));
+    let whole = workspace.json(&format!("plan {model} --freeze lower:2 --json"));
+    assert_eq!((&plan["cached"], &whole["cached"]), (&true.into(), &false.into()));
+    assert_eq!(plan["ops"][0]["op"], "prefix_load");
+    let flops = |plan: &serde_json::Value| crate::number(&plan["phases"]["forward"]["flops"]);
+    assert!(3.0 * flops(&plan) < 1.2 * flops(&whole), "one layer of three is left");
+    let text = workspace.ok(&format!("plan {model} --freeze lower:2 --cached"));
+    assert!(text.starts_with("freeze lower:2, its output cached: 32 sequences"), "{text}");
+    workspace.refused(&format!("plan {model} --freeze none --cached"), 2, &["--cached", "none"]);
+
+    let bench = "bench --model model --task topic=reviews.csv --rounds 4 --warmup 1 --device cpu --cached --json \
+                 --scenarios lower:2,backbone,all";
+    let document = workspace.json(bench);
+    let rows = document["scenarios"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["freeze"].as_str().unwrap()).collect();
+    assert_eq!(names, ["none", "lower:2", "lower:2 cached", "backbone", "backbone cached", "all"]);
+    let of = |at: usize, key: &str| crate::number(&rows[at][key]["ideal"]);
+    assert!(of(2, "speedup") > of(1, "speedup") && of(4, "speedup") > of(3, "speedup"));
+    assert_eq!(rows[1]["trainable_parameters"], rows[2]["trainable_parameters"]);
 }

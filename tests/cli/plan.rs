@@ -37,6 +37,7 @@ fn document() {
         &plan,
         &[
             "freeze",
+            "cached",
             "capacity",
             "trainable_parameters",
             "phases",
