@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 pub use self::bar::Bar;
-use self::options::{CacheArgs, EvaluationArgs, RateArgs, SaveArgs, TrainingArgs};
+use self::options::{CacheArgs, EvaluationArgs, LogArgs, RateArgs, SaveArgs, TrainingArgs};
 use self::saving::{Interrupt, Model, Saver};
 use super::args::{ModelArgs, RunArgs};
 use super::data_args::{BatchArgs, DataArgs};
@@ -20,6 +20,7 @@ use crate::data::Corpus;
 use crate::freeze::{FreezeSchedule, FreezeSpec};
 use crate::model::Network;
 use crate::model::folder::write_model;
+use crate::report::tensorboard::EventFile;
 use crate::train::state::trainer_state;
 use crate::train::{Start, TrainOptions, TrainOutcome, prove_frozen, step_options, train};
 use crate::{Result, cache, checkpoint, files};
@@ -47,6 +48,8 @@ pub struct Args {
     training: TrainingArgs,
     #[command(flatten)]
     evaluation: EvaluationArgs,
+    #[command(flatten)]
+    log: LogArgs,
     #[command(flatten)]
     rates: Rates,
     #[command(flatten)]
@@ -76,6 +79,7 @@ impl Args {
     fn options(&self) -> TrainOptions {
         TrainOptions {
             rates: self.param_rates.rules(),
+            logging_steps: self.log.logging_steps,
             eval_steps: self.evaluation.eval_steps,
             best: self.evaluation.best(),
             ..self.training.options(&self.batch, &self.rates, self.run.seed)
@@ -134,6 +138,7 @@ pub fn run(args: &Args) -> Result<()> {
         options: &options,
         settings: &settings,
         is_fresh: !args.save.resume,
+        events: args.log.logging_dir.as_deref().map(EventFile::create).transpose()?,
     };
     let outcome = train(
         &mut session,

@@ -8,6 +8,7 @@ pub mod html;
 pub mod json;
 pub mod profile;
 pub mod table;
+pub mod tensorboard;
 
 use serde_json::Value;
 

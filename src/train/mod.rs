@@ -42,6 +42,8 @@ pub struct TrainOptions {
     pub max_grad_norm: Option<f32>,
     pub warmup: Warmup,
     pub schedule: Schedule,
+    /// Steps to a line of the log, which has their mean loss.
+    pub logging_steps: u64,
     /// Evaluate every so many steps instead of after every epoch; at the end in any case.
     pub eval_steps: Option<u64>,
     /// Which evaluation is the best, and what follows from it.
@@ -111,6 +113,8 @@ pub struct Progress {
     /// Of the training steps alone, without evaluation.
     pub train_seconds: f64,
     pub log: Vec<LogLine>,
+    /// The sum of the losses since the last line of the log, and their number.
+    pub unlogged: (f64, u64),
     /// The last evaluation.
     pub eval: Option<Quality>,
     pub search: best::SearchProgress,
@@ -144,6 +148,13 @@ pub trait Observer {
     fn step(&mut self, line: &LogLine, n_tokens: usize, n_steps: u64);
     /// After every evaluation.
     fn evaluation(&mut self, line: &LogLine);
+    /// For every line that the log gets.
+    ///
+    /// # Errors
+    /// What ends the run.
+    fn logged(&mut self, _line: &LogLine) -> Result<()> {
+        Ok(())
+    }
     /// When a schedule freezes something else.
     fn freeze(&mut self, line: &LogLine);
     /// After every step and what followed from it.

@@ -142,6 +142,7 @@ impl Run<'_> {
             let epoch = done as f64 / self.per_epoch as f64;
             let line = leg.line(session.network(), &self.step_options, &batch, epoch);
             observer.freeze(&line);
+            observer.logged(&line)?;
             self.progress.log.push(line);
         }
         let ran = session.run(&leg.step, &batch, &state(done + 1, factor, options), Timing::Off)?;
@@ -150,16 +151,25 @@ impl Run<'_> {
         progress.n_epochs = progress.n_steps as f64 / self.per_epoch as f64;
         progress.n_tokens += batch.n_tokens();
         progress.n_flops += leg.step.plan().total_cost(&Counts::of(&batch)).flops;
-        let line = LogLine::Step {
-            step: progress.n_steps,
-            epoch: progress.n_epochs,
-            loss: ran.loss(),
+        let (step, epoch) = (progress.n_steps, progress.n_epochs);
+        let line = |loss| LogLine::Step {
+            step,
+            epoch,
+            loss,
             grad_norm: ran.grad_norm,
             learning_rate: f64::from(options.learning_rate) * factor,
         };
         progress.train_seconds += begun.elapsed().as_secs_f64();
-        observer.step(&line, batch.n_tokens(), self.n_steps);
-        progress.log.push(line);
+        observer.step(&line(ran.loss()), batch.n_tokens(), self.n_steps);
+        let (sum, n) = progress.unlogged;
+        progress.unlogged = (sum + f64::from(ran.loss()), n + 1);
+        let is_due = progress.n_steps.is_multiple_of(options.logging_steps);
+        if is_due || progress.n_steps == self.n_steps {
+            let (sum, n) = std::mem::take(&mut progress.unlogged);
+            let line = line((sum / n as f64) as f32);
+            observer.logged(&line)?;
+            progress.log.push(line);
+        }
         Ok(())
     }
 
@@ -185,6 +195,7 @@ impl Run<'_> {
             eval: quality.clone(),
         };
         observer.evaluation(&line);
+        observer.logged(&line)?;
         self.progress.log.push(line);
         let trained = self.trained();
         if let Some(search) = &mut self.search {

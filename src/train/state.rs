@@ -20,7 +20,7 @@ pub fn trainer_state(options: &TrainOptions, progress: &Progress) -> Value {
         "is_local_process_zero": true,
         "is_world_process_zero": true,
         "log_history": progress.log.iter().map(entry).collect::<Vec<_>>(),
-        "logging_steps": 1,
+        "logging_steps": options.logging_steps,
         "max_steps": options.max_steps.unwrap_or(progress.n_steps),
         "num_input_tokens_seen": progress.n_tokens,
         "num_train_epochs": options.n_epochs,

@@ -29,6 +29,17 @@ pub struct TrainingArgs {
     pub lr_scheduler_type: Schedule,
 }
 
+/// What is written down while training goes on.
+#[derive(clap::Args, Debug)]
+pub struct LogArgs {
+    /// Steps to a line of the log, which has their mean loss
+    #[arg(long, alias = "logging_steps", value_name = "N", default_value_t = 1, value_parser = positive_count)]
+    pub logging_steps: u64,
+    /// Folder of TensorBoard event files, written as training goes on
+    #[arg(long, alias = "logging_dir", value_name = "DIR")]
+    pub logging_dir: Option<PathBuf>,
+}
+
 /// When to evaluate, and which model to keep.
 #[derive(clap::Args, Debug)]
 pub struct EvaluationArgs {
@@ -102,6 +113,7 @@ impl TrainingArgs {
             max_grad_norm: rates.clip(),
             warmup: self.warmup_steps,
             schedule: self.lr_scheduler_type,
+            logging_steps: 1,
             eval_steps: None,
             best: None,
             seed,

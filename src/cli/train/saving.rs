@@ -12,6 +12,7 @@ use super::options::SaveArgs;
 use crate::data::Corpus;
 use crate::model::folder::{Settings, TaskSettings, TrainedModel};
 use crate::model::{ParamId, Source};
+use crate::report::tensorboard::EventFile;
 use crate::session::Session;
 use crate::train::state::trainer_state;
 use crate::train::{LogLine, Observer, Snapshot, TrainOptions};
@@ -101,6 +102,8 @@ pub struct Saver<'a> {
     pub settings: &'a Value,
     /// Whether checkpoints in the output folder are of an earlier run.
     pub is_fresh: bool,
+    /// For TensorBoard.
+    pub events: Option<EventFile>,
 }
 
 impl Saver<'_> {
@@ -130,6 +133,10 @@ impl Observer for Saver<'_> {
 
     fn freeze(&mut self, line: &LogLine) {
         self.bar.freeze(line);
+    }
+
+    fn logged(&mut self, line: &LogLine) -> Result<()> {
+        self.events.as_mut().map_or(Ok(()), |events| events.write(line))
     }
 
     fn between_steps(&mut self, snapshot: Snapshot) -> Result<()> {
