@@ -117,7 +117,7 @@ pub fn run(args: &Args) -> Result<()> {
         let bar = progress::bar(corpus.train.len() as u64, "caching");
         let step = step_options(&corpus, session.compute(), &options);
         let n_epochs = options.max_steps.map_or(options.n_epochs as f64, |steps| {
-            let per_epoch = corpus.epoch(options.limit, options.seed, 0).map_or(1, |all| all.len());
+            let per_epoch = options.epoch(&corpus, 0).map_or(1, |all| all.len());
             steps as f64 / per_epoch as f64
         });
         let (how, mask) = ((&cache_options, engine.device, n_epochs), &states[0].mask);

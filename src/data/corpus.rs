@@ -5,6 +5,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use super::even::even_batches;
 use super::{BatchLimit, Dataset, Encoded, Example, Packer, TaskInfo, Tokenizer, epoch_order};
 use crate::batch::{Batch, PositionScheme};
 use crate::{Error, Result};
@@ -149,6 +150,16 @@ impl Corpus {
     pub fn epoch(&self, limit: BatchLimit, seed: u64, epoch: u64) -> Result<Vec<Vec<usize>>> {
         let sources: Vec<usize> = self.train.examples.iter().map(|e| e.source).collect();
         self.cut(&self.train, epoch_order(&sources, seed, epoch), limit)
+    }
+
+    /// As [`Corpus::epoch`], in batches of nearly equal numbers of tokens.
+    ///
+    /// # Errors
+    /// As [`Corpus::epoch`].
+    pub fn even_epoch(&self, limit: BatchLimit, seed: u64, epoch: u64) -> Result<Vec<Vec<usize>>> {
+        let sources: Vec<usize> = self.train.examples.iter().map(|e| e.source).collect();
+        let order = epoch_order(&sources, seed, epoch);
+        even_batches(&order, &self.train.lengths(), limit, seed ^ epoch)
     }
 
     /// Batches over all rows of `split` in their order.

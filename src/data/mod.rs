@@ -14,6 +14,7 @@
 
 pub mod corpus;
 mod dataset;
+mod even;
 mod formats;
 mod group;
 mod labels;

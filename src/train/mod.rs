@@ -22,7 +22,7 @@ pub use self::rates::RateRules;
 pub use self::run::{largest_batch, step_options, train};
 pub use self::schedule::{Schedule, Warmup};
 use crate::Result;
-use crate::data::BatchLimit;
+use crate::data::{BatchLimit, Corpus};
 use crate::model::ParamId;
 use crate::session::Session;
 
@@ -30,6 +30,8 @@ use crate::session::Session;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TrainOptions {
     pub limit: BatchLimit,
+    /// Whether batches have nearly equal numbers of tokens.
+    pub even_batches: bool,
     pub n_epochs: u64,
     /// Ends training after this many steps, also before the epochs are done; more epochs are begun
     /// where the steps ask for them.
@@ -49,6 +51,19 @@ pub struct TrainOptions {
     /// Which evaluation is the best, and what follows from it.
     pub best: Option<BestOptions>,
     pub seed: u64,
+}
+
+impl TrainOptions {
+    /// The batches of an epoch.
+    ///
+    /// # Errors
+    /// A text that alone exceeds a limit of tokens.
+    pub fn epoch(&self, corpus: &Corpus, epoch: u64) -> Result<Vec<Vec<usize>>> {
+        match self.even_batches {
+            true => corpus.even_epoch(self.limit, self.seed, epoch),
+            false => corpus.epoch(self.limit, self.seed, epoch),
+        }
+    }
 }
 
 /// One line of the training log, with transformers' keys.

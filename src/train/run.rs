@@ -31,7 +31,7 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<TrainOutcome> {
     let step_options = step_options(corpus, session.compute(), options);
-    let per_epoch = corpus.epoch(options.limit, options.seed, 0)?.len() as u64;
+    let per_epoch = options.epoch(corpus, 0)?.len() as u64;
     let n_steps = match options.max_steps {
         Some(n) => n,
         None => options.n_epochs.checked_mul(per_epoch).ok_or_else(|| {
@@ -100,7 +100,7 @@ impl Run<'_> {
         let first_epoch = self.progress.n_steps / self.per_epoch.max(1);
         for epoch in first_epoch.. {
             let done = (self.progress.n_steps - epoch * self.per_epoch) as usize;
-            let batches = self.corpus.epoch(self.options.limit, self.options.seed, epoch)?;
+            let batches = self.options.epoch(self.corpus, epoch)?;
             for indices in &batches[done..] {
                 if self.progress.n_steps >= self.n_steps || self.is_settled() {
                     return Ok(());

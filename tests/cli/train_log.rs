@@ -64,3 +64,18 @@ fn tensorboard_gets_every_line() {
         (evaluations.len(), evaluations.len())
     );
 }
+
+/// Even batches train on every row once an epoch, in as many steps.
+#[test]
+fn even_batches_are_batches() {
+    let workspace = Workspace::new();
+    let run = |more: &str| {
+        let train =
+            "train --model model --task topic=reviews.csv --batch-size 8 --num-train-epochs 2";
+        let report = workspace.json(&format!("{train} --device cpu --json {more}"));
+        let tokens =
+            workspace.read_json("trained/trainer_state.json")["num_input_tokens_seen"].clone();
+        (report["steps"].clone(), tokens)
+    };
+    assert_eq!(run("--output trained"), run("--output trained --overwrite --even-batches"));
+}

@@ -21,6 +21,9 @@ pub struct TrainingArgs {
     /// Steps instead of epochs
     #[arg(long, alias = "max_steps", value_parser = positive_count)]
     pub max_steps: Option<u64>,
+    /// Give batches nearly equal numbers of tokens: neighbours of the shuffled epoch change places
+    #[arg(long, alias = "even_batches")]
+    pub even_batches: bool,
     /// Steps of warm-up; under 1 a share of all steps
     #[arg(long, aliases = ["warmup_steps", "warmup_ratio"], default_value = "0.1", value_parser = warmup)]
     pub warmup_steps: Warmup,
@@ -92,6 +95,7 @@ impl TrainingArgs {
         json!({
             "num_train_epochs": self.num_train_epochs,
             "max_steps": self.max_steps,
+            "even_batches": self.even_batches,
             "warmup_steps": match self.warmup_steps {
                 Warmup::Ratio(ratio) => json!(ratio),
                 Warmup::Steps(steps) => json!(steps),
@@ -104,6 +108,7 @@ impl TrainingArgs {
     pub fn options(&self, batch: &BatchArgs, rates: &Rates, seed: u64) -> TrainOptions {
         TrainOptions {
             limit: batch.limit(),
+            even_batches: self.even_batches,
             n_epochs: self.num_train_epochs,
             max_steps: self.max_steps,
             learning_rate: rates.learning_rate,
