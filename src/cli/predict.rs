@@ -24,8 +24,8 @@ use texts::Texts;
                         frostline predict --model demo/minilm texts.txt --embeddings texts.npy"
 )]
 pub struct Args {
-    /// Texts: a CSV, TSV or JSON lines file and its column [default: text]; of any other file, and of stdin (-),
-    /// each line is a text
+    /// Texts: a CSV, TSV or JSON lines file and its column [default: text, with text_pair if it is there], or two
+    /// joined by + for pairs; of any other file, and of stdin (-), each line is a text
     #[arg(value_name = "FILE[:COLUMN]", default_value = "-", hide_default_value = true)]
     texts: String,
     #[command(flatten)]
@@ -104,8 +104,9 @@ pub fn run(args: &Args) -> Result<()> {
     let (mut n_texts, mut n_tokens, mut n_truncated) = (0, 0, 0);
     let begun = Instant::now();
     while let Some(chunk) = texts.next()? {
-        let chunk: Vec<&str> = chunk.iter().map(String::as_str).collect();
-        let encoded = tokenizer.encode_all(&chunk, max_length, |_| {})?;
+        let chunk: Vec<(&str, Option<&str>)> =
+            chunk.iter().map(|(text, pair)| (text.as_str(), pair.as_deref())).collect();
+        let encoded = tokenizer.encode_pairs(&chunk, max_length, |_| {})?;
         let predictions = predictor.predict(&encoded)?;
         n_texts += chunk.len();
         n_tokens += encoded.lengths().iter().sum::<usize>();
@@ -116,7 +117,8 @@ pub fn run(args: &Args) -> Result<()> {
         if let Some(embeddings) = &mut embeddings {
             embeddings.add(&predictions);
         }
-        let goes_on = tasks.is_empty() || output.rows(&chunk, &predictions)?;
+        let first: Vec<&str> = chunk.iter().map(|(text, _)| *text).collect();
+        let goes_on = tasks.is_empty() || output.rows(&first, &predictions)?;
         if !goes_on {
             break;
         }

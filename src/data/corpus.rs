@@ -97,8 +97,10 @@ impl Corpus {
         let tokenizer = Tokenizer::open(model_dir)?;
         tokenizer.check_ids(rules.vocab_size)?;
         let split = |examples: Vec<Example>| {
-            let texts: Vec<&str> = examples.iter().map(|example| example.text.as_str()).collect();
-            let encoded = tokenizer.encode_all(&texts, rules.max_length, &progress)?;
+            let texts: Vec<(&str, Option<&str>)> = (examples.iter())
+                .map(|example| (example.text.as_str(), example.pair.as_deref()))
+                .collect();
+            let encoded = tokenizer.encode_pairs(&texts, rules.max_length, &progress)?;
             let highest = encoded.highest_type_id();
             if rules.type_vocab_size > 0 && highest >= rules.type_vocab_size as i32 {
                 return Err(Error::content(

@@ -20,6 +20,8 @@ use crate::{Error, Result};
 pub struct Example {
     /// Never blank.
     pub text: String,
+    /// A second text, for tasks on pairs; never blank.
+    pub pair: Option<String>,
     /// For each task of the data set the class, if the text has one.
     pub labels: Vec<Option<u32>>,
     /// Index into [`Dataset::sources`].
@@ -155,7 +157,8 @@ impl Dataset {
                 let labels = group.classes(row, &infos, &indices)?;
                 let text = group.text(row)?.to_owned();
                 let split = if row.eval { &mut eval } else { &mut train };
-                split.push(Example { text, labels, source });
+                let pair = group.pair(row)?.map(str::to_owned);
+                split.push(Example { text, pair, labels, source });
             }
             sources.push(group.count());
         }

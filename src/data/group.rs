@@ -31,7 +31,7 @@ impl Groups {
     ) -> Result<usize> {
         let table = self.read(&source.path)?;
         let text = source.text_column.as_ref().or(own.and_then(|own| own.text_column.as_ref()));
-        let text_column = table.column(text.map_or("text", String::as_str))?;
+        let (text_column, pair_column) = table.text_columns(text.map(String::as_str))?;
         let label = source.label_column.as_ref().or(own.and_then(|own| own.label_column.as_ref()));
         let label_column = match label {
             Some(name) => table.column(name)?,
@@ -44,7 +44,7 @@ impl Groups {
         let task = TaskColumn { id, column: label_column };
         let shares = |group: &Group| {
             Rc::ptr_eq(&group.table, &table)
-                && group.text_column == text_column
+                && (group.text_column, group.pair_column) == (text_column, pair_column)
                 && group.for_eval == for_eval
         };
         if let Some(group) = self.groups.iter().position(shares) {
@@ -54,6 +54,7 @@ impl Groups {
         self.groups.push(Group {
             table,
             text_column,
+            pair_column,
             split_column: None,
             tasks: vec![task],
             for_eval,
@@ -99,6 +100,8 @@ pub(super) struct Row {
 pub(super) struct Group {
     table: Rc<Table>,
     text_column: usize,
+    /// The column of second texts.
+    pair_column: Option<usize>,
     /// The column `split`, unless it is a task's text or label.
     split_column: Option<usize>,
     tasks: Vec<TaskColumn>,
@@ -118,6 +121,13 @@ impl Group {
         self.table.value(row.index, self.text_column)
     }
 
+    /// The second text; a blank one is none.
+    pub(super) fn pair(&self, row: &Row) -> Result<Option<&str>> {
+        let pair =
+            self.pair_column.map(|column| self.table.value(row.index, column)).transpose()?;
+        Ok(pair.filter(|pair| !pair.trim().is_empty()))
+    }
+
     /// Indices of the tasks.
     pub(super) fn task_ids(&self) -> impl Iterator<Item = usize> {
         self.tasks.iter().map(|task| task.id)
@@ -135,7 +145,9 @@ impl Group {
     /// Fills `rows` and the counts of those left out. The split is a row's own or training.
     pub(super) fn read_rows(&mut self) -> Result<()> {
         let taken = |split: &usize| {
-            *split == self.text_column || self.tasks.iter().any(|task| task.column == *split)
+            *split == self.text_column
+                || Some(*split) == self.pair_column
+                || self.tasks.iter().any(|task| task.column == *split)
         };
         self.split_column = self.table.find_column("split").filter(|split| !taken(split));
         for index in 0..self.table.n_rows() {

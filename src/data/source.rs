@@ -11,7 +11,8 @@ pub struct TaskSource {
     pub name: String,
     /// CSV, TSV or JSON lines.
     pub path: PathBuf,
-    /// The column with the texts; `text` if not given.
+    /// The column with the texts, or two joined by `+` for pairs; `text` if not given, with `text_pair` where there is
+    /// one.
     pub text_column: Option<String>,
     /// The column with the labels; if not given the one called like the task, else `label`.
     pub label_column: Option<String>,

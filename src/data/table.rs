@@ -104,6 +104,21 @@ impl Table {
         })
     }
 
+    /// The columns of texts: `asked`, which may be two names joined by `+`; else `text`, and `text_pair` where there is
+    /// one.
+    ///
+    /// # Errors
+    /// As [`Table::column`].
+    pub fn text_columns(&self, asked: Option<&str>) -> Result<(usize, Option<usize>)> {
+        let Some(name) = asked else {
+            return Ok((self.column("text")?, self.find_column("text_pair")));
+        };
+        match (self.find_column(name), name.split_once('+')) {
+            (None, Some((text, pair))) => Ok((self.column(text)?, Some(self.column(pair)?))),
+            _ => Ok((self.column(name)?, None)),
+        }
+    }
+
     /// The value of a row in a column; empty where a JSON line has none.
     ///
     /// # Errors

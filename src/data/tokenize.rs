@@ -98,8 +98,23 @@ impl Tokenizer {
         Ok(Tokenizer { inner, path })
     }
 
-    /// Tokenizes texts, special tokens included, and cuts each at `max_length` tokens on the side
-    /// that the tokenizer file says (the end, if it says nothing).
+    /// Tokenizes single texts as [`Tokenizer::encode_pairs`] does pairs.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_pairs`].
+    pub fn encode_all(
+        &self,
+        texts: &[&str],
+        max_length: usize,
+        progress: impl Fn(usize) + Sync,
+    ) -> Result<Encoded> {
+        let texts: Vec<(&str, Option<&str>)> = texts.iter().map(|text| (*text, None)).collect();
+        self.encode_pairs(&texts, max_length, progress)
+    }
+
+    /// Tokenizes texts, each perhaps with a second one, special tokens included, and cuts them at `max_length`
+    /// tokens on the side that the tokenizer file says (the end, if it says nothing), of a pair always the longer
+    /// text (transformers' `longest_first`).
     ///
     /// `progress` is called from any thread with the number of texts that were just finished. The
     /// result does not depend on the number of threads.
@@ -107,9 +122,9 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Usage`] if `max_length` leaves no room beside the special tokens,
     /// [`Error::Content`] if the tokenizer fails or makes no token of a text.
-    pub fn encode_all(
+    pub fn encode_pairs(
         &self,
-        texts: &[&str],
+        texts: &[(&str, Option<&str>)],
         max_length: usize,
         progress: impl Fn(usize) + Sync,
     ) -> Result<Encoded> {
@@ -186,19 +201,22 @@ impl Tokenizer {
     fn encode_chunk(
         &self,
         tokenizer: &tokenizers::Tokenizer,
-        texts: &[&str],
+        texts: &[(&str, Option<&str>)],
         first: usize,
     ) -> Result<Encoded> {
         let mut chunk = Encoded::empty();
-        for (i, &text) in texts.iter().enumerate() {
+        for (i, &(text, pair)) in texts.iter().enumerate() {
             let fault = |problem: String| {
                 let excerpt: String = text.chars().take(40).collect();
                 let number = first + i + 1;
                 Error::content(&self.path, format!("text {number} (`{excerpt}`): {problem}"))
             };
-            let encoding = tokenizer
-                .encode_fast(text, true)
-                .map_err(|error| fault(format!("cannot be tokenized: {error}")))?;
+            let encoding = match pair {
+                Some(pair) => tokenizer.encode_fast((text, pair), true),
+                None => tokenizer.encode_fast(text, true),
+            };
+            let encoding =
+                encoding.map_err(|error| fault(format!("cannot be tokenized: {error}")))?;
             if encoding.is_empty() {
                 return Err(fault("the tokenizer makes no token of it".to_owned()));
             }

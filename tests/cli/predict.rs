@@ -176,3 +176,33 @@ fn refusals() {
     workspace.write("trained/frostline.json", &settings);
     workspace.refused(&format!("{PREDICT} reviews.csv"), 1, &["subject", "heads.subject.weight"]);
 }
+
+/// A second text counts in training and in prediction alike.
+#[test]
+fn pairs_of_texts() {
+    let workspace = Workspace::new();
+    let text = workspace.read("reviews.csv");
+    let (_, rows) = text.split_once('\n').unwrap();
+    let pair = |row: &str| format!("the phone,{row}\n");
+    let rows: String = rows.lines().map(pair).collect();
+    // What tells the topics apart stands in the second text.
+    workspace.write("pairs.csv", &format!("text,text_pair,topic,sentiment\n{rows}"));
+    workspace.ok(
+        "train --model model --task topic=pairs.csv --eval topic=pairs.csv --num-train-epochs 20 \
+         --learning-rate 1e-2 --output trained --device cpu",
+    );
+    let lines = workspace.ok("predict --model trained pairs.csv --json --device cpu");
+    let labels = |lines: &str| -> Vec<String> {
+        let label = |line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["topic"]["label"].as_str().unwrap().to_owned()
+        };
+        lines.lines().map(label).collect()
+    };
+    let truth: Vec<&str> = rows.lines().map(|row| row.split(',').nth(2).unwrap()).collect();
+    let right = labels(&lines).iter().zip(&truth).filter(|(label, truth)| label == *truth).count();
+    assert!(right >= 40, "{right} of {}", truth.len());
+    // Of the first text alone all answers are one.
+    let alone = labels(&workspace.ok("predict --model trained pairs.csv:text --json --device cpu"));
+    assert!(alone.iter().all(|label| *label == alone[0]));
+}

@@ -13,13 +13,16 @@ const CHUNK: usize = 512;
 /// What a pipe may hold: lines that are there are taken together.
 const BUFFER_BYTES: usize = 1 << 16;
 
+/// A text, and perhaps a second one.
+pub type TextPair = (String, Option<String>);
+
 pub enum Texts {
-    Rows { table: Table, column: usize, next: usize },
+    Rows { table: Table, column: usize, pair: Option<usize>, next: usize },
     Lines { name: PathBuf, reader: BufReader<Box<dyn Read>>, n_lines: usize },
 }
 
 impl Texts {
-    /// Opens `FILE[:COLUMN]`, or stdin for `-`.
+    /// Opens `FILE[:COLUMN[+PAIR]]`, or stdin for `-`.
     ///
     /// # Errors
     /// What is wrong with the file, or a column that it does not have.
@@ -40,8 +43,8 @@ impl Texts {
             .contains(&extension.to_ascii_lowercase().as_str());
         if is_table {
             let table = Table::read(&path)?;
-            let column = table.column(column.unwrap_or("text"))?;
-            return Ok(Texts::Rows { table, column, next: 0 });
+            let (column, pair) = table.text_columns(column)?;
+            return Ok(Texts::Rows { table, column, pair, next: 0 });
         }
         if let Some(column) = column {
             let problem = format!(
@@ -73,18 +76,20 @@ impl Texts {
         }
     }
 
-    /// The next texts, None at the end: of lines those that are there already, so that one who types sees an
+    /// The next texts, each perhaps with a second one, None at the end: of lines those that are there already, so that one who types sees an
     /// answer to each.
     ///
     /// # Errors
     /// A value that is no text, bytes that are not UTF-8.
-    pub fn next(&mut self) -> Result<Option<Vec<String>>> {
+    pub fn next(&mut self) -> Result<Option<Vec<TextPair>>> {
         let mut texts = Vec::new();
         match self {
-            Texts::Rows { table, column, next } => {
+            Texts::Rows { table, column, pair, next } => {
                 let end = table.n_rows().min(*next + CHUNK);
                 for row in *next..end {
-                    texts.push(table.value(row, *column)?.to_owned());
+                    let pair = pair.map(|pair| table.value(row, pair)).transpose()?;
+                    let pair = pair.filter(|pair| !pair.trim().is_empty()).map(str::to_owned);
+                    texts.push((table.value(row, *column)?.to_owned(), pair));
                 }
                 *next = end;
             }
@@ -100,7 +105,7 @@ impl Texts {
                     let text = String::from_utf8(line).map_err(|_| {
                         Error::content(&*name, format!("line {n_lines}: is not UTF-8"))
                     })?;
-                    texts.push(text.trim_end_matches(['\n', '\r']).to_owned());
+                    texts.push((text.trim_end_matches(['\n', '\r']).to_owned(), None));
                 }
             }
         }
