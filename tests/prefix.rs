@@ -13,7 +13,7 @@ use frostline::model::{Family, Group, Network, Pooling};
 use frostline::plan::op::TensorRate;
 use frostline::plan::prefix::{compile_cached, prefix_of};
 use frostline::plan::{Capacity, Op, Phase, Rows, StepOptions, compile};
-use frostline::session::{Device, Engine, Session};
+use frostline::session::{Engine, Session};
 use frostline::tensor::DType;
 
 const LENGTHS: [&[usize]; 3] = [&[5, 1, 9], &[3, 11], &[2, 2, 7, 4]];
@@ -123,6 +123,7 @@ fn a_cache_changes_no_bit_on_the_cpu() {
 #[cfg(feature = "emulator")]
 #[test]
 fn a_cache_changes_no_bit_on_the_kernels() {
+    use frostline::session::Device;
     for compute in [DType::F32, DType::Bf16] {
         for (family, pooling) in families_and_poolings().into_iter().take(3) {
             let network = network_of(&tiny_config(family, 2), pooling);
