@@ -12,7 +12,8 @@ use sha2::{Digest, Sha256};
 
 use crate::backend::PrefixRows;
 use crate::batch::Batch;
-use crate::data::{BatchLimit, Corpus, Split};
+use crate::data::{Corpus, Split};
+use crate::files::hex;
 use crate::freeze::FreezeMask;
 use crate::mmap::MappedFile;
 use crate::model::weights::{NamedTensor, WeightFile, write};
@@ -62,8 +63,11 @@ pub struct Decision {
     pub text: String,
 }
 
-/// A batch is a forward pass alone: it may be large.
-const FILL: BatchLimit = BatchLimit::Sequences(64);
+/// Sequences of a batch that fills a cache: it is a forward pass alone and may be large.
+const FILL_SEQUENCES: usize = 64;
+
+/// The values of a cache, wherever they lie.
+type Values = Arc<dyn AsRef<[f32]> + Send + Sync>;
 
 /// The one tensor of a file.
 const TENSOR: &str = "prefix";
@@ -77,10 +81,7 @@ impl PrefixCache {
     /// The rows of the examples of a batch, in its order.
     pub fn rows_of(&self, split: &Split, examples: &[usize]) -> Vec<i32> {
         let of = |&example: &usize| {
-            let n = match self.per {
-                Rows::Tokens => split.length(example),
-                _ => 1,
-            };
+            let n = n_rows_of(split, example, self.per);
             (self.starts[example]..self.starts[example] + n).map(|row| row as i32)
         };
         examples.iter().flat_map(of).collect()
@@ -133,30 +134,27 @@ pub fn decide(
         place => place,
     };
     let starts = starts(&corpus.train, prefix.rows);
-    let key = key(session, corpus, &prefix, values);
-    let path = options.folder.join(format!("{key}.safetensors"));
     let shape = [n_rows, prefix.cols];
-    let (values, from) = match place {
-        CachePlace::Disk => match stored(&path, shape) {
-            Some(values) => (values, "found"),
-            None => {
-                let filled = fill(session, corpus, &prefix, step, &starts, shape, progress)?;
-                (store(&path, shape, filled)?, "written")
+    let fill =
+        |session: &mut Session| fill(session, corpus, &prefix, step, &starts, shape, progress);
+    let (values, what): (Values, String) = match place {
+        CachePlace::Disk => {
+            // Hashing the weights takes a while: only a file needs a name.
+            let key = key(session, corpus, &prefix, values);
+            let path = options.folder.join(format!("{key}.safetensors"));
+            match stored(&path, shape) {
+                Some(values) => (values, format!("found: {}", path.display())),
+                None => {
+                    (store(&path, shape, fill(session)?)?, format!("written: {}", path.display()))
+                }
             }
-        },
-        _ => {
-            let filled = fill(session, corpus, &prefix, step, &starts, shape, progress)?;
-            (Arc::new(filled) as Arc<dyn AsRef<[f32]> + Send + Sync>, "filled")
         }
+        CachePlace::Device if device != Device::Cpu => {
+            (Arc::new(fill(session)?), "filled in the device's memory".to_owned())
+        }
+        _ => (Arc::new(fill(session)?), "filled in memory".to_owned()),
     };
     let on_device = place == CachePlace::Device;
-    let what = match (place, device) {
-        (CachePlace::Disk, _) => format!("{from}: {}", path.display()),
-        (CachePlace::Device, Device::Cuda { .. } | Device::Emulated { .. }) => {
-            format!("{from} in the device's memory")
-        }
-        _ => format!("{from} in memory"),
-    };
     let rows = PrefixRows { cols: prefix.cols, values, on_device };
     let cache = PrefixCache { rows, per: prefix.rows, starts };
     Ok(Decision { cache: Some(cache), text: format!("cache: {size}, {what}") })
@@ -174,11 +172,16 @@ fn fitting(session: &Session, device: Device, n_bytes: u64) -> Result<CachePlace
     }
 }
 
+/// Rows of one example in a cache.
+fn n_rows_of(split: &Split, example: usize, per: Rows) -> usize {
+    per.count(split.length(example), 1)
+}
+
 fn starts(split: &Split, per: Rows) -> Vec<usize> {
     let mut next = 0;
     let start = |example| {
         let start = next;
-        next += if per == Rows::Tokens { split.length(example) } else { 1 };
+        next += n_rows_of(split, example, per);
         start
     };
     (0..split.len()).map(start).collect()
@@ -205,7 +208,7 @@ fn key(session: &Session, corpus: &Corpus, prefix: &Prefix, values: &[Vec<f32>])
         }
     }
     digest.update(corpus.train.digest_of_tokens());
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&digest.finalize())
 }
 
 /// Runs every training row through the prefix once.
@@ -221,18 +224,18 @@ fn fill(
     // Texts of a length together, so that no long one makes room that others do not need.
     let mut by_length: Vec<usize> = (0..corpus.train.len()).collect();
     by_length.sort_by_key(|&example| corpus.train.length(example));
-    let BatchLimit::Sequences(n) = FILL else { unreachable!("a number of sequences") };
+    let chunks = || by_length.chunks(FILL_SEQUENCES);
     let batches: Vec<Batch> =
-        by_length.chunks(n).map(|examples| corpus.pack(&corpus.train, examples)).collect();
+        chunks().map(|examples| corpus.pack(&corpus.train, examples)).collect();
     // With the training step's dropout, which its own pruning removes here as there: the same ops remain.
     let options = StepOptions { capacity: Capacity::of(&batches), ..*step };
     let compiled = session.compile_prefix(prefix.above, &options)?;
     let mut values = vec![f32::NAN; n_rows * cols];
-    for (batch, examples) in batches.iter().zip(by_length.chunks(n)) {
+    for (batch, examples) in batches.iter().zip(chunks()) {
         let rows = session.prefix_rows(&compiled, batch)?;
         let mut rest = rows.as_slice();
         for &example in examples {
-            let n = if prefix.rows == Rows::Tokens { corpus.train.length(example) } else { 1 };
+            let n = n_rows_of(&corpus.train, example, prefix.rows);
             let (own, behind) = rest.split_at(n * cols);
             values[starts[example] * cols..][..n * cols].copy_from_slice(own);
             rest = behind;
@@ -250,17 +253,13 @@ fn fill(
 }
 
 /// The values of a file that is there and whole.
-fn stored(path: &Path, shape: [usize; 2]) -> Option<Arc<dyn AsRef<[f32]> + Send + Sync>> {
+fn stored(path: &Path, shape: [usize; 2]) -> Option<Values> {
     // Opening checks the header against the file's length.
     let file = WeightFile::open_file(path).ok()?;
     (file.shape(TENSOR) == Some(&shape)).then(|| map(path, shape).ok()).flatten()
 }
 
-fn store(
-    path: &Path,
-    shape: [usize; 2],
-    values: Vec<f32>,
-) -> Result<Arc<dyn AsRef<[f32]> + Send + Sync>> {
+fn store(path: &Path, shape: [usize; 2], values: Vec<f32>) -> Result<Values> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     }
@@ -283,7 +282,7 @@ impl AsRef<[f32]> for Mapped {
     }
 }
 
-fn map(path: &Path, [n_rows, cols]: [usize; 2]) -> Result<Arc<dyn AsRef<[f32]> + Send + Sync>> {
+fn map(path: &Path, [n_rows, cols]: [usize; 2]) -> Result<Values> {
     let file = MappedFile::open(path)?;
     let n_bytes = n_rows * cols * size_of::<f32>();
     let values = file.bytes().len().checked_sub(n_bytes).map(|begin| &file.bytes()[begin..]);

@@ -53,15 +53,13 @@ pub fn list(output: &Path) -> Result<Vec<(u64, PathBuf)>> {
     if !output.is_dir() {
         return Ok(Vec::new());
     }
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(output).map_err(|e| Error::io(output, e))? {
-        let path = entry.map_err(|e| Error::io(output, e))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let step = name.strip_prefix(PREFIX).and_then(|step| step.parse().ok());
-        if let (Some(step), true) = (step, path.is_dir()) {
-            found.push((step, path));
-        }
-    }
+    let checkpoint = |name: String| {
+        let step = name.strip_prefix(PREFIX)?.parse().ok()?;
+        let path = output.join(name);
+        path.is_dir().then_some((step, path))
+    };
+    let mut found: Vec<(u64, PathBuf)> =
+        files::names(output)?.into_iter().filter_map(checkpoint).collect();
     found.sort_by(|a, b| b.cmp(a));
     Ok(found)
 }
@@ -88,13 +86,9 @@ pub fn remove_unfinished(output: &Path) -> Result<()> {
     if !output.is_dir() {
         return Ok(());
     }
-    for entry in std::fs::read_dir(output).map_err(|e| Error::io(output, e))? {
-        let path = entry.map_err(|e| Error::io(output, e))?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(UNFINISHED)) {
-            remove(&path)?;
-        }
-    }
-    Ok(())
+    let names = files::names(output)?;
+    let unfinished = names.iter().filter(|name| name.starts_with(UNFINISHED));
+    unfinished.map(|name| output.join(name)).try_for_each(|folder| remove(&folder))
 }
 
 /// Removes all checkpoints but the `limit` newest.
@@ -151,7 +145,7 @@ pub fn write(
     for name in [MODEL, OPTIMIZER, BEST, SETTINGS] {
         let path = folder.join(name);
         if path.exists() {
-            record.sha256.insert(name.to_owned(), sha256_of(&path)?);
+            record.sha256.insert(name.to_owned(), files::sha256_of(&path)?);
         }
     }
     let record = serde_json::to_vec(&record)
@@ -198,8 +192,8 @@ fn named(network: &Network, prefix: &str, id: ParamId, values: &[f32]) -> NamedT
 
 /// Puts a folder's files, and the folder itself, on disk.
 fn sync_all(folder: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
-        let path = entry.map_err(|e| Error::io(folder, e))?.path();
+    for name in files::names(folder)? {
+        let path = folder.join(name);
         if path.is_dir() { sync_all(&path)? } else { sync(&path)? }
     }
     sync(folder)
@@ -240,7 +234,7 @@ fn read(folder: &Path, network: &Network) -> Result<(Restored, Value)> {
         serde_json::from_slice(&bytes).map_err(|e| Error::content(&path, e.to_string()))?;
     for (name, expected) in &record.sha256 {
         let path = folder.join(name);
-        if sha256_of(&path)? != *expected {
+        if files::sha256_of(&path)? != *expected {
             return Err(Error::content(path, "is damaged: its SHA-256 is not the recorded one"));
         }
     }
@@ -303,16 +297,5 @@ fn check_settings(folder: &Path, theirs: &Value, ours: &Value) -> Result<()> {
 pub fn digest_of_values(values: &[Vec<f32>]) -> String {
     let mut digest = Sha256::new();
     values.iter().for_each(|values| digest.update(bytemuck::cast_slice(values)));
-    hex(&digest.finalize())
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn sha256_of(path: &Path) -> Result<String> {
-    let mut digest = Sha256::new();
-    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
-    std::io::copy(&mut file, &mut digest).map_err(|e| Error::io(path, e))?;
-    Ok(hex(&digest.finalize()))
+    files::hex(&digest.finalize())
 }

@@ -1,7 +1,9 @@
-//! Writing files so that nothing half-written is ever seen.
+//! Writing files so that nothing half-written is ever seen; what they hold, as a hash; what a folder holds.
 
 use std::io::Write;
 use std::path::Path;
+
+use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
 
@@ -41,4 +43,32 @@ fn readable() -> std::fs::Permissions {
 pub fn folder_permissions() -> std::fs::Permissions {
     use std::os::unix::fs::PermissionsExt;
     std::fs::Permissions::from_mode(0o755)
+}
+
+/// The SHA-256 of a file, as `sha256sum` writes it.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn sha256_of(path: &Path) -> Result<String> {
+    let mut digest = Sha256::new();
+    let mut file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    std::io::copy(&mut file, &mut digest).map_err(|e| Error::io(path, e))?;
+    Ok(hex(&digest.finalize()))
+}
+
+/// Two hexadecimal digits a byte.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The names in a folder, hidden ones too.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+    let name = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.map(|entry| entry.file_name().to_string_lossy().into_owned())
+    };
+    entries.map(name).collect::<std::io::Result<_>>().map_err(|e| Error::io(folder, e))
 }

@@ -25,10 +25,6 @@ pub struct Predictor {
     step: Option<Step>,
 }
 
-/// No parameter changes.
-const STATE: StepState =
-    StepState { step: 1, learning_rate: 0.0, head_learning_rate: 0.0, weight_decay: 0.0, seed: 0 };
-
 impl Predictor {
     /// A predictor that cuts texts into batches as `packer` says.
     pub fn new(session: Session, packer: Packer) -> Self {
@@ -49,7 +45,7 @@ impl Predictor {
                 Some(step) if step.plan().capacity.serves(&batch) => step,
                 _ => self.compile(Capacity::of([&batch]))?,
             };
-            self.session.run(&step, &batch, &STATE, Timing::Off)?;
+            self.session.run(&step, &batch, &StepState::FORWARD, Timing::Off)?;
             let n = batch.n_sequences();
             let pooled = self.session.pooled(&step)?;
             let logits = (0..self.packer.n_tasks)

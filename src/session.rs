@@ -92,10 +92,6 @@ pub struct PrefixStep {
 const NO_PREFIX: &str =
     "nothing to cache: what trains begins with the embeddings, or nothing trains";
 
-/// The state of a forward pass, in which nothing is drawn and nothing learned.
-const FORWARD: StepState =
-    StepState { step: 1, learning_rate: 0.0, head_learning_rate: 0.0, weight_decay: 0.0, seed: 0 };
-
 /// What a run of a step says at once; the rest is read by name.
 #[derive(Clone, Debug)]
 pub struct StepOutcome {
@@ -199,7 +195,7 @@ impl Session {
     /// # Errors
     /// When the device fails.
     pub fn prefix_rows(&mut self, prefix: &PrefixStep, batch: &Batch) -> Result<Vec<f32>> {
-        self.backend.run(&prefix.step.bound, batch, &FORWARD, Timing::Off)?;
+        self.backend.run(&prefix.step.bound, batch, &StepState::FORWARD, Timing::Off)?;
         self.backend.read(&prefix.step.bound, prefix.output)
     }
 

@@ -33,6 +33,17 @@ pub struct StepState {
     pub seed: u64,
 }
 
+impl StepState {
+    /// That of a forward pass, in which nothing is drawn and nothing learned.
+    pub const FORWARD: StepState = StepState {
+        step: 1,
+        learning_rate: 0.0,
+        head_learning_rate: 0.0,
+        weight_decay: 0.0,
+        seed: 0,
+    };
+}
+
 /// AdamW's constants, the defaults of `torch.optim.AdamW`.
 pub mod adamw {
     pub const BETA1: f64 = 0.9;

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use super::args::{ModelArgs, RunArgs, full_capacity, positive};
 use super::bench_training::Trainings;
@@ -26,7 +25,7 @@ use crate::plan::prefix::prefix_of;
 use crate::report::environment::Environment;
 use crate::report::{AgainstItself, Bench, Row, Shape, json as json_report, table};
 use crate::session::{Device, Engine, Session};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example: frostline bench --arch bert-base --task topic=4 --batch-size 8 \
@@ -310,10 +309,7 @@ fn hashes(files: &[PathBuf]) -> Result<Vec<serde_json::Value>> {
     files.sort();
     files.dedup();
     let hash = |file: &PathBuf| {
-        let bytes = std::fs::read(file).map_err(|e| Error::io(file, e))?;
-        let digest = Sha256::digest(&bytes);
-        let sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(json!({ "file": file.to_string_lossy(), "sha256": sha256 }))
+        Ok(json!({ "file": file.to_string_lossy(), "sha256": files::sha256_of(file)? }))
     };
     files.into_iter().map(hash).collect()
 }

@@ -27,7 +27,7 @@ pub fn check(output: &Path, overwrite: bool) -> Result<()> {
 
 /// Refuses to replace a folder that is no model folder, and a model folder unless asked to.
 fn check_replaceable(folder: &Path, overwrite: bool) -> Result<()> {
-    let names = names(folder)?;
+    let names = files::names(folder)?;
     if names.is_empty() {
         return Ok(());
     }
@@ -50,14 +50,6 @@ fn check_replaceable(folder: &Path, overwrite: bool) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-fn names(folder: &Path) -> Result<Vec<String>> {
-    let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
-    let name = |entry: std::io::Result<fs::DirEntry>| {
-        entry.map(|entry| entry.file_name().to_string_lossy().into_owned())
-    };
-    entries.map(name).collect::<std::io::Result<_>>().map_err(|e| Error::io(folder, e))
 }
 
 /// A temporary folder beside the output.
@@ -87,7 +79,7 @@ pub fn place(output: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<(
     let written = beside.path().join("model");
     fs::create_dir(&written).map_err(|e| Error::io(&written, e))?;
     write(&written)?;
-    if output.is_dir() && names(output)?.iter().any(|name| is_checkpoint_name(name)) {
+    if output.is_dir() && files::names(output)?.iter().any(|name| is_checkpoint_name(name)) {
         return move_into(&written, output);
     }
     let replaced = beside.path().join("replaced");
@@ -112,13 +104,13 @@ fn move_into(written: &Path, output: &Path) -> Result<()> {
         names.sort_by_key(|name| (name == CONFIG) != config_first);
         names
     };
-    for name in by_rank(names(output)?, true) {
+    for name in by_rank(files::names(output)?, true) {
         let path = output.join(name);
         let is_folder = path.is_dir() && !path.is_symlink();
         let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         removed.map_err(|e| Error::io(&path, e))?;
     }
-    for name in by_rank(names(written)?, false) {
+    for name in by_rank(files::names(written)?, false) {
         let target = output.join(&name);
         fs::rename(written.join(&name), &target).map_err(|e| Error::io(&target, e))?;
     }

@@ -5,6 +5,7 @@ pub mod options;
 mod report;
 mod saving;
 
+use std::cell::LazyCell;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -18,8 +19,8 @@ use super::step::Rates;
 use super::{output_folder, progress};
 use crate::data::Corpus;
 use crate::freeze::{FreezeSchedule, FreezeSpec};
-use crate::model::Network;
 use crate::model::folder::write_model;
+use crate::model::{Network, Pooling};
 use crate::report::tensorboard::EventFile;
 use crate::train::state::trainer_state;
 use crate::train::{Start, TrainOptions, TrainOutcome, prove_frozen, step_options, train};
@@ -106,7 +107,9 @@ pub fn run(args: &Args) -> Result<()> {
     let freeze = schedule.to_string();
     let options = args.options();
     let initial = source.initial_values(&network, args.run.seed)?;
-    let settings = settings(&freeze, &options, &corpus, &network, &initial);
+    let pooling = network.pooling;
+    // Hashing model and data takes a while: only a checkpoint needs it.
+    let settings = LazyCell::new(|| settings(&freeze, &options, &corpus, pooling, &initial));
     let mut values = initial.clone();
     let start = match args.save.resume {
         true => resume(args, &network, &settings, &mut values)?,
@@ -116,10 +119,8 @@ pub fn run(args: &Args) -> Result<()> {
     let decision = {
         let bar = progress::bar(corpus.train.len() as u64, "caching");
         let step = step_options(&corpus, session.compute(), &options);
-        let n_epochs = options.max_steps.map_or(options.n_epochs as f64, |steps| {
-            let per_epoch = options.epoch(&corpus, 0).map_or(1, |all| all.len());
-            steps as f64 / per_epoch as f64
-        });
+        let (per_epoch, n_steps) = options.n_steps(&corpus)?;
+        let n_epochs = n_steps as f64 / per_epoch as f64;
         let (how, mask) = ((&cache_options, engine.device, n_epochs), &states[0].mask);
         let decision = cache::decide(&mut session, &corpus, mask, &step, how, &initial, |n| {
             bar.inc(n as u64)
@@ -184,13 +185,13 @@ fn settings(
     freeze: &str,
     options: &TrainOptions,
     corpus: &Corpus,
-    network: &Network,
+    pooling: Pooling,
     initial: &[Vec<f32>],
 ) -> Value {
     json!({
         "freeze": freeze,
         "tasks": corpus.tasks.iter().map(|task| &task.name).collect::<Vec<_>>(),
-        "pooling": network.pooling.name(),
+        "pooling": pooling.name(),
         "model_sha256": checkpoint::digest_of_values(initial),
         "data_sha256": corpus.digest(),
         "options": options,

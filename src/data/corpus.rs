@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::even::even_batches;
 use super::{BatchLimit, Dataset, Encoded, Example, Packer, TaskInfo, Tokenizer, epoch_order};
 use crate::batch::{Batch, PositionScheme};
+use crate::files::hex;
 use crate::{Error, Result};
 
 /// Examples as tokens, with their labels.
@@ -137,7 +138,7 @@ impl Corpus {
                 }
             }
         }
-        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&digest.finalize())
     }
 
     /// The packer for this corpus.
@@ -150,8 +151,7 @@ impl Corpus {
     /// # Errors
     /// A text that alone exceeds a limit of tokens.
     pub fn epoch(&self, limit: BatchLimit, seed: u64, epoch: u64) -> Result<Vec<Vec<usize>>> {
-        let sources: Vec<usize> = self.train.examples.iter().map(|e| e.source).collect();
-        self.cut(&self.train, epoch_order(&sources, seed, epoch), limit)
+        self.cut(&self.train, self.order(seed, epoch), limit)
     }
 
     /// As [`Corpus::epoch`], in batches of nearly equal numbers of tokens.
@@ -159,9 +159,13 @@ impl Corpus {
     /// # Errors
     /// As [`Corpus::epoch`].
     pub fn even_epoch(&self, limit: BatchLimit, seed: u64, epoch: u64) -> Result<Vec<Vec<usize>>> {
+        even_batches(&self.order(seed, epoch), &self.train.lengths(), limit, seed ^ epoch)
+    }
+
+    /// The shuffled training rows of an epoch.
+    fn order(&self, seed: u64, epoch: u64) -> Vec<usize> {
         let sources: Vec<usize> = self.train.examples.iter().map(|e| e.source).collect();
-        let order = epoch_order(&sources, seed, epoch);
-        even_batches(&order, &self.train.lengths(), limit, seed ^ epoch)
+        epoch_order(&sources, seed, epoch)
     }
 
     /// Batches over all rows of `split` in their order.

@@ -123,9 +123,7 @@ impl Group {
 
     /// The second text; a blank one is none.
     pub(super) fn pair(&self, row: &Row) -> Result<Option<&str>> {
-        let pair =
-            self.pair_column.map(|column| self.table.value(row.index, column)).transpose()?;
-        Ok(pair.filter(|pair| !pair.trim().is_empty()))
+        self.table.pair(row.index, self.pair_column)
     }
 
     /// Indices of the tasks.

@@ -119,6 +119,15 @@ impl Table {
         }
     }
 
+    /// The second text of a row, where there is a column of them; a blank one is none.
+    ///
+    /// # Errors
+    /// As [`Table::value`].
+    pub fn pair(&self, row: usize, column: Option<usize>) -> Result<Option<&str>> {
+        let pair = column.map(|column| self.value(row, column)).transpose()?;
+        Ok(pair.filter(|pair| !pair.trim().is_empty()))
+    }
+
     /// The value of a row in a column; empty where a JSON line has none.
     ///
     /// # Errors

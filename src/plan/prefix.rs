@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use super::fuse::fuse;
 use super::op::Op;
-use super::prune::{prune, remove_all_but};
+use super::prune::{prune, remove_all_but, remove_dead};
 use super::{BufId, Buffer, Frontier, Input, Plan, Role, Rows, StepOptions, training_step};
 use crate::freeze::FreezeMask;
 use crate::model::{Group, Network};
@@ -56,8 +56,7 @@ pub fn compile_cached(network: &Network, mask: &FreezeMask, options: &StepOption
     plan.ops.retain(|op| !op.writes().contains(&hidden));
     let stream = (stream != hidden).then_some(stream);
     plan.ops.insert(0, Op::PrefixLoad { rows, out: hidden, stream });
-    let outputs = plan.tasks.iter().flat_map(|task| [task.logits, task.loss]).collect();
-    remove_all_but(&mut plan, outputs);
+    remove_dead(&mut plan);
     Some(fuse(&plan))
 }
 

@@ -86,7 +86,7 @@ fn remove_dropout_below(plan: &mut Plan, frost_line: Option<Group>) {
 }
 
 /// Walks backwards from what must stay, and deletes what nothing asks for.
-fn remove_dead(plan: &mut Plan) {
+pub(super) fn remove_dead(plan: &mut Plan) {
     let outputs = plan.tasks.iter().flat_map(|task| [task.logits, task.loss]).collect();
     remove_all_but(plan, outputs);
 }

@@ -148,8 +148,8 @@ impl Plan {
                 same(&item.moment1, &item.value)?;
                 same(&item.moment2, &item.value)
             }),
-            // Gathers and reductions over ids and sequences, whose shapes differ by design.
             Op::PrefixLoad { out, stream, .. } => stream.iter().try_for_each(|buf| same(buf, out)),
+            // Gathers and reductions over ids and sequences, whose shapes differ by design.
             Op::EmbedFwd { .. }
             | Op::EmbedWgrad { .. }
             | Op::PoolFwd { .. }

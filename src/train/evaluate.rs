@@ -73,13 +73,7 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// When the device fails, or a loss is not finite.
     pub fn evaluate(&self, session: &mut Session, n_done: u64) -> Result<Quality> {
-        let state = StepState {
-            step: n_done,
-            learning_rate: 0.0,
-            head_learning_rate: 0.0,
-            weight_decay: 0.0,
-            seed: 0,
-        };
+        let state = StepState { step: n_done, ..StepState::FORWARD };
         let mut tasks: Vec<TaskQuality> = (session.network().heads.iter())
             .map(|head| TaskQuality {
                 task: head.task.clone(),

@@ -17,6 +17,7 @@ pub(super) struct Leg {
     pub begin: u64,
     pub freeze: String,
     pub step: Step,
+    /// What has trained once it has begun, in table order.
     pub trained: Vec<ParamId>,
 }
 
@@ -76,11 +77,11 @@ pub(super) fn compile_legs(
             true => session.compile_cached(&state.mask, step_options, rate)?,
             false => session.compile_with(&state.mask, step_options, rate)?,
         };
-        let trained = step.plan().trained();
         let end = begins.get(at + 1).copied().unwrap_or(n_steps);
-        for id in &trained {
-            *n_trained_steps.entry(*id).or_default() += end - begin;
+        for id in step.plan().trained() {
+            *n_trained_steps.entry(id).or_default() += end - begin;
         }
+        let trained = n_trained_steps.keys().copied().collect();
         legs.push(Leg { begin, freeze: state.freeze.clone(), step, trained });
     }
     if n_trained_steps.is_empty() {
@@ -89,6 +90,17 @@ pub(super) fn compile_legs(
         ));
     }
     Ok(legs)
+}
+
+/// The leg of the step behind `n_done` steps.
+pub(super) fn leg_behind(legs: &[Leg], n_done: u64) -> &Leg {
+    // The first begins at 0.
+    legs.iter().rev().find(|leg| leg.begin <= n_done).unwrap_or(&legs[0])
+}
+
+/// What has trained in the first `n_done` steps, of which there is one at least.
+pub(super) fn trained_by(legs: &[Leg], n_done: u64) -> &[ParamId] {
+    &leg_behind(legs, n_done.saturating_sub(1)).trained
 }
 
 /// Steps before each state.

@@ -21,10 +21,10 @@ pub use self::proof::{FreezeProof, prove_frozen};
 pub use self::rates::RateRules;
 pub use self::run::{largest_batch, step_options, train};
 pub use self::schedule::{Schedule, Warmup};
-use crate::Result;
 use crate::data::{BatchLimit, Corpus};
 use crate::model::ParamId;
 use crate::session::Session;
+use crate::{Error, Result};
 
 /// How long to train, and how fast.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -54,6 +54,21 @@ pub struct TrainOptions {
 }
 
 impl TrainOptions {
+    /// Steps of an epoch over the corpus's training rows, and of the run.
+    ///
+    /// # Errors
+    /// More than can be counted; as [`TrainOptions::epoch`].
+    pub fn n_steps(&self, corpus: &Corpus) -> Result<(u64, u64)> {
+        let per_epoch = self.epoch(corpus, 0)?.len() as u64;
+        let n_steps = match self.max_steps {
+            Some(n) => n,
+            None => self.n_epochs.checked_mul(per_epoch).ok_or_else(|| {
+                Error::usage(format!("--num-train-epochs {}: too many to count", self.n_epochs))
+            })?,
+        };
+        Ok((per_epoch, n_steps))
+    }
+
     /// The batches of an epoch.
     ///
     /// # Errors

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::best::Search;
-use super::legs::{Leg, compile_legs};
+use super::legs::{Leg, compile_legs, leg_behind, trained_by};
 use super::{Evaluator, LogLine, Observer, Progress, Snapshot, Start, TrainOptions, TrainOutcome};
+use crate::Result;
 use crate::backend::{StepState, Timing};
 use crate::cache::PrefixCache;
 use crate::data::{BatchLimit, Corpus, Split};
@@ -14,7 +15,6 @@ use crate::model::ParamId;
 use crate::plan::{Capacity, Counts, StepOptions};
 use crate::session::Session;
 use crate::tensor::DType;
-use crate::{Error, Result};
 
 /// Trains what `states` leave on the corpus's training rows; evaluates after every epoch, or as the options say, and
 /// at the end. A run that goes on from `start` ends as if it had never stopped; one with a cache ends as one without.
@@ -31,13 +31,7 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<TrainOutcome> {
     let step_options = step_options(corpus, session.compute(), options);
-    let per_epoch = options.epoch(corpus, 0)?.len() as u64;
-    let n_steps = match options.max_steps {
-        Some(n) => n,
-        None => options.n_epochs.checked_mul(per_epoch).ok_or_else(|| {
-            Error::usage(format!("--num-train-epochs {}: too many to count", options.n_epochs))
-        })?,
-    };
+    let (per_epoch, n_steps) = options.n_steps(corpus)?;
     let search = match &options.best {
         Some(best) => Some(Search::new(best, corpus, start.progress.search.clone(), start.best)?),
         None => None,
@@ -107,11 +101,10 @@ impl Run<'_> {
                 }
                 self.step(session, indices, observer)?;
                 self.evaluate_if_due(session, observer)?;
-                let trained = self.trained();
                 observer.between_steps(Snapshot {
                     session,
                     progress: &self.progress,
-                    trained: &trained,
+                    trained: trained_by(&self.legs, self.progress.n_steps),
                     best: self.search.as_ref().and_then(Search::values),
                     is_epoch_end: self.progress.n_steps.is_multiple_of(self.per_epoch),
                 })?;
@@ -136,8 +129,7 @@ impl Run<'_> {
         if let Some(cache) = self.cache {
             batch.prefix_rows = cache.rows_of(&self.corpus.train, indices);
         }
-        // The first leg begins at 0.
-        let leg = self.legs.iter().rev().find(|leg| leg.begin <= done).unwrap_or(&self.legs[0]);
+        let leg = leg_behind(&self.legs, done);
         if leg.begin == done && self.legs.len() > 1 {
             let epoch = done as f64 / self.per_epoch as f64;
             let line = leg.line(session.network(), &self.step_options, &batch, epoch);
@@ -197,9 +189,8 @@ impl Run<'_> {
         observer.evaluation(&line);
         observer.logged(&line)?;
         self.progress.log.push(line);
-        let trained = self.trained();
         if let Some(search) = &mut self.search {
-            search.look_at(&quality, n_done, session, &trained)?;
+            search.look_at(&quality, n_done, session, trained_by(&self.legs, n_done))?;
             self.progress.search = search.progress().clone();
         }
         self.progress.eval = Some(quality);
@@ -211,17 +202,8 @@ impl Run<'_> {
         self.search.as_ref().is_some_and(Search::is_over)
     }
 
-    /// What has trained so far.
-    fn trained(&self) -> Vec<ParamId> {
-        let begun = self.legs.iter().filter(|leg| leg.begin < self.progress.n_steps);
-        let mut trained: Vec<ParamId> = begun.flat_map(|leg| leg.trained.clone()).collect();
-        trained.sort_unstable();
-        trained.dedup();
-        trained
-    }
-
     fn outcome(self, session: &Session) -> TrainOutcome {
-        let trained = self.trained();
+        let trained = trained_by(&self.legs, self.progress.n_steps).to_vec();
         let n_trained = trained.iter().map(|id| session.network().param(*id).n_elements()).sum();
         let best = self.search.and_then(Search::into_best);
         // Values that are kept are those of the best evaluation.

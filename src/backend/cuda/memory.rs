@@ -150,7 +150,7 @@ impl Memory {
     pub fn read_value(&self, device: &mut dyn Device, id: ParamId) -> Result<Vec<f32>> {
         let param = &self.params[&id];
         if let Some(master) = param.master {
-            return read(device, master.address, DType::F32, master.n_bytes / size_of::<f32>());
+            return read_f32(device, master);
         }
         let mut bytes = vec![0; param.value.n_bytes];
         device.download(param.value.address, &mut bytes)?;
@@ -162,9 +162,7 @@ impl Memory {
             None => Ok(tensor::to_f32(param.dtype, &bytes)),
         }
     }
-}
 
-impl Memory {
     /// Both moments, where something trains the parameter.
     pub fn read_moments(
         &self,
@@ -175,10 +173,7 @@ impl Memory {
         else {
             return Ok(None);
         };
-        let mut read_f32 = |block: Block| {
-            read(device, block.address, DType::F32, block.n_bytes / size_of::<f32>())
-        };
-        Ok(Some([read_f32(moment1)?, read_f32(moment2)?]))
+        Ok(Some([read_f32(device, moment1)?, read_f32(device, moment2)?]))
     }
 
     /// Sets the moments of a parameter for which there is room.
@@ -204,6 +199,11 @@ fn zeros(device: &mut dyn Device, slot: &mut Option<Block>, n_bytes: usize) -> R
         *slot = Some(block);
     }
     Ok(())
+}
+
+/// All of a block of f32.
+fn read_f32(device: &mut dyn Device, block: Block) -> Result<Vec<f32>> {
+    read(device, block.address, DType::F32, block.n_bytes / size_of::<f32>())
 }
 
 /// `n` elements from the device, in f32.

@@ -8,7 +8,7 @@ use super::ops::{
 };
 use super::{HostBackend, Operands};
 use crate::backend::dropout::Mask;
-use crate::backend::{Bound, StepState};
+use crate::backend::{Bound, PrefixRows, StepState};
 use crate::batch::Batch;
 use crate::model::ParamId;
 use crate::plan::op::{AdamwItem, Dropout, EmbedTables};
@@ -33,17 +33,6 @@ impl<O: Ops> HostBackend<O> {
                 let mut frame = self.open(bound, operands, batch);
                 frame.write(*out).copy_from_slice(&norm_and_factor);
             }
-            Op::PrefixLoad { rows, out, stream } => {
-                let prefix = self.prefix.clone().expect("a cache is set before a plan reads it");
-                let operands = (operands.reads.as_slice(), operands.writes.as_slice());
-                let place = (plan.as_ref(), bound.layout.as_ref());
-                let mut frame = Frame::open(&mut self.memory, place, operands, batch);
-                let (rows, to) = (frame.input(*rows), frame.write(*out));
-                self.ops.prefix_load((*prefix.values).as_ref(), rows, prefix.cols, to);
-                if let Some(stream) = frame.write_optional(*stream) {
-                    stream.copy_from_slice(to);
-                }
-            }
             Op::AdamwStep { items, clip } => {
                 let factor = clip.map_or(1.0, |clip| {
                     f64::from(self.memory.read(plan, &bound.layout, clip, (0, 0))[1])
@@ -56,7 +45,7 @@ impl<O: Ops> HostBackend<O> {
                 let operands = (operands.reads.as_slice(), operands.writes.as_slice());
                 let place = (plan.as_ref(), bound.layout.as_ref());
                 let mut frame = Frame::open(&mut self.memory, place, operands, batch);
-                compute(&self.ops, op, &mut frame, batch, state);
+                compute(&self.ops, op, &mut frame, batch, state, self.prefix.as_ref());
             }
         }
     }
@@ -125,6 +114,7 @@ fn compute<O: Ops>(
     frame: &mut Frame<O::Element>,
     batch: &Batch,
     state: &StepState,
+    prefix: Option<&PrefixRows>,
 ) {
     let mask = |dropout: Dropout| Mask::new(dropout, state.seed, state.step);
     let token_mask =
@@ -137,6 +127,14 @@ fn compute<O: Ops>(
     match op {
         Op::EmbedFwd { tables, out } => {
             ops.embed_fwd(&embedding(frame, tables), frame.write(*out));
+        }
+        Op::PrefixLoad { rows, out, stream } => {
+            let prefix = prefix.expect("a cache is set before a plan reads it");
+            let (rows, to) = (frame.input(*rows), frame.write(*out));
+            ops.prefix_load((*prefix.values).as_ref(), rows, prefix.cols, to);
+            if let Some(stream) = frame.write_optional(*stream) {
+                stream.copy_from_slice(to);
+            }
         }
         Op::LayernormFwd { x, residual, dropout, gamma, beta, eps, out, stream, xhat, rstd } => {
             let norm = NormParams { gamma: frame.read(*gamma), beta: frame.read(*beta), eps: *eps };
@@ -311,8 +309,8 @@ fn compute<O: Ops>(
             let (ids, width) = (frame.input(*ids), frame.cols(*dtable));
             ops.embed_wgrad(frame.read(*dx), ids, *padding_row, width, frame.write(*dtable));
         }
-        Op::GradNorm { .. } | Op::AdamwStep { .. } | Op::PrefixLoad { .. } => {
-            unreachable!("these go over parameters or the cache, not frames alone")
+        Op::GradNorm { .. } | Op::AdamwStep { .. } => {
+            unreachable!("the optimizer's ops go over parameters, not frames")
         }
     }
 }

@@ -87,8 +87,7 @@ impl Texts {
             Texts::Rows { table, column, pair, next } => {
                 let end = table.n_rows().min(*next + CHUNK);
                 for row in *next..end {
-                    let pair = pair.map(|pair| table.value(row, pair)).transpose()?;
-                    let pair = pair.filter(|pair| !pair.trim().is_empty()).map(str::to_owned);
+                    let pair = table.pair(row, *pair)?.map(str::to_owned);
                     texts.push((table.value(row, *column)?.to_owned(), pair));
                 }
                 *next = end;

@@ -1,6 +1,7 @@
 //! Checkpoints while training goes on, and Ctrl-C.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -99,7 +100,8 @@ pub struct Saver<'a> {
     pub output: &'a Path,
     pub model: &'a Model<'a>,
     pub options: &'a TrainOptions,
-    pub settings: &'a Value,
+    /// Made when the first checkpoint asks for it.
+    pub settings: &'a dyn Deref<Target = Value>,
     /// Whether checkpoints in the output folder are of an earlier run.
     pub is_fresh: bool,
     /// For TensorBoard.
