@@ -70,8 +70,11 @@ impl Case {
         let tokens = n_sequences * length;
         let capacity = Capacity { tokens, sequences: n_sequences, max_length: length };
         let plans = |dropout| {
-            let options =
-                StepOptions { capacity, compute: DType::F32, dropout, max_grad_norm: Some(1.0) };
+            let options = StepOptions {
+                dropout,
+                max_grad_norm: Some(1.0),
+                ..StepOptions::plain(capacity, DType::F32)
+            };
             let plan = training_step(&network, &options);
             [fuse(&plan), plan]
         };

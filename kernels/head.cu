@@ -198,9 +198,17 @@ __device__ __forceinline__ float count_labelled(const int* labels, int n_rows, f
   return block_sum(static_cast<float>(count), shared);
 }
 
-// -log softmax(logits)[label] of one row, by a warp; its gradient, divided by n_labelled, goes to `gradient`
-// where that is not null.
-__device__ __forceinline__ float row_loss(const float* logits, int n_labels, int label, float n_labelled,
+// How one row counts in the loss.
+struct RowTarget {
+  int label;
+  float weight;     // multiplies the row's loss and gradient
+  float divisor;    // divides its gradient
+  float smoothing;  // the share of the target that all classes get alike
+};
+
+// The cross-entropy of one row against its target, by a warp, before weight and divisor; its gradient, with both,
+// goes to `gradient` where that is not null.
+__device__ __forceinline__ float row_loss(const float* logits, int n_labels, const RowTarget& target,
                                           float* gradient) {
   const int lane = threadIdx.x % 32;
   float top = -INFINITY;
@@ -210,22 +218,29 @@ __device__ __forceinline__ float row_loss(const float* logits, int n_labels, int
   for (int i = lane; i < n_labels; i += 32) sum += expf(logits[i] - top);
   sum = warp_sum(sum);
   if (gradient != nullptr) {
+    const float share_of_all = target.smoothing / static_cast<float>(n_labels);
     for (int i = lane; i < n_labels; i += 32) {
-      const float target = i == label ? 1.0f : 0.0f;
-      gradient[i] = (expf(logits[i] - top) / sum - target) / n_labelled;
+      const float share = (i == target.label ? 1.0f - target.smoothing : 0.0f) + share_of_all;
+      gradient[i] = target.weight * (expf(logits[i] - top) / sum - share) / target.divisor;
     }
   }
-  return logf(sum) + (top - logits[label]);
+  const float loss = logf(sum) + (top - logits[target.label]);
+  if (target.smoothing == 0.0f) return loss;
+  float below = 0.0f;  // how far the logits lie below the label's
+  for (int i = lane; i < n_labels; i += 32) below += logits[target.label] - logits[i];
+  return loss + target.smoothing * (warp_sum(below) / static_cast<float>(n_labels));
 }
 
 }  // namespace
 
-// xent_fwd: mean cross-entropy over the labelled rows, and its gradient.
-// MATHS    loss = mean over rows with labels[b] >= 0 of -log softmax(logits[b])[labels[b]], 0 without any;
-//          dlogits[b, c] = (softmax(logits[b])[c] - [c = labels[b]]) / number of labelled rows.
+// xent_fwd: cross-entropy summed over the labelled rows by their weights, and its gradient.
+// MATHS    t[b, c] = (1 - smoothing) [c = labels[b]] + smoothing / C;  w[b] = weights[b], or 1 / number of labelled
+//          rows without weights;  loss = sum over rows with labels[b] >= 0 of w[b] sum_c -t[b, c] log p[b, c] with
+//          p = softmax(logits[b]), 0 without any;  dlogits[b, c] = w[b] (p[b, c] - t[b, c]).
 //          IGNORED rows: no loss, dlogits 0. ABSENT rows: logits not read, dlogits not written.
-// SHAPES   logits, dlogits: [B, C] f32; labels: [B]; loss: [1] f32. dlogits may be null.
-// TRAFFIC  bytes = 8*B*C + 4*B + 4 (4*B*C less without dlogits); flops = 6*R*C for R labelled rows (4*R*C).
+// SHAPES   logits, dlogits: [B, C] f32; labels: [B]; weights: [B] f32, or null; loss: [1] f32. dlogits may be null.
+// TRAFFIC  bytes = 8*B*C + 4*B + 4 (4*B*C less without dlogits, 4*B more with weights); flops = 6*R*C for R labelled
+//          rows (4*R*C; with smoothing 8*R*C, or 5*R*C).
 // LAUNCH   one block, for the mean couples all rows: grid = 1, block = 512, smem = 256. A warp per row.
 //          At most 40 registers (sm_80, sm_90a), no spill.
 // PICTURE  row 16k + w by warp w, logits l + 32i by lane l.
@@ -234,15 +249,15 @@ __device__ __forceinline__ float row_loss(const float* logits, int n_labels, int
 // H100     xent_fwd: 40 registers, 512 threads, 256 bytes, 75.0 %; a launch.
 // HISTORY  not yet measured on a device.
 extern "C" __global__ void __launch_bounds__(XENT_THREADS)
-    xent_fwd(const StepState* state, int n_labels, const float* logits, const int* labels, float* loss,
-             float* dlogits) {
+    xent_fwd(const StepState* state, int n_labels, const float* logits, const int* labels, const float* weights,
+             float smoothing, float* loss, float* dlogits) {
   DYNAMIC_SHARED(warp_results);
   double* losses = reinterpret_cast<double*>(warp_results);
   float* counts = reinterpret_cast<float*>(losses + XENT_WARPS);
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   const int n_rows = state->n_sequences;
-  const float n_labelled = count_labelled(labels, n_rows, counts);
+  const float divisor = weights == nullptr ? count_labelled(labels, n_rows, counts) : 1.0f;
 
   double sum = 0.0;
   for (int row = warp; row < n_rows; row += XENT_WARPS) {
@@ -251,7 +266,8 @@ extern "C" __global__ void __launch_bounds__(XENT_THREADS)
     const size_t place = static_cast<size_t>(row) * n_labels;
     float* gradient = dlogits == nullptr ? nullptr : dlogits + place;
     if (label >= 0) {
-      sum += row_loss(logits + place, n_labels, label, n_labelled, gradient);
+      const RowTarget target = {label, weights == nullptr ? 1.0f : weights[row], divisor, smoothing};
+      sum += static_cast<double>(target.weight) * row_loss(logits + place, n_labels, target, gradient);
     } else if (gradient != nullptr) {
       for (int i = lane; i < n_labels; i += 32) gradient[i] = 0.0f;
     }
@@ -261,7 +277,7 @@ extern "C" __global__ void __launch_bounds__(XENT_THREADS)
   if (threadIdx.x != 0) return;
   double total = 0.0;
   for (int i = 0; i < XENT_WARPS; ++i) total += losses[i];
-  *loss = n_labelled > 0.0f ? static_cast<float>(total / n_labelled) : 0.0f;
+  *loss = divisor > 0.0f ? static_cast<float>(total / divisor) : 0.0f;
 }
 EXPORT_KERNEL(xent_fwd)
 

@@ -1,4 +1,5 @@
-// The optimizer: norm of all gradients, and AdamW over all trained tensors in one launch.
+// The optimizer: sums of gradients over batches, the norm of all gradients, and AdamW over all trained tensors, each in one
+// launch.
 #include "columns.cuh"
 
 namespace {
@@ -12,7 +13,7 @@ static_assert(CHUNK % (THREADS * VECTOR) == 0, "every thread of a whole chunk do
 
 // One trained tensor: a row of eight 64-bit words, as src/backend/cuda/launch/optimizer.rs writes it.
 struct Tensor {
-  uint64_t value;    // float; bf16 where there is a master
+  uint64_t value;    // float; bf16 where there is a master; the sum of gradients where those are summed
   uint64_t master;   // float, or 0
   uint64_t grad;     // float
   uint64_t moment1;  // float
@@ -72,6 +73,40 @@ __device__ __forceinline__ double sum_in_double(const float* x, unsigned n, doub
 }
 
 }  // namespace
+
+// grad_accumulate: adds the gradients of a batch to those of the batches before it in the same step.
+// MATHS    sum = sum + grad, or sum = grad where it begins
+// SHAPES   tensors: the rows (value: the sum; grad, n_elements); chunks: [n_chunks] of {tensor, chunk}; all f32.
+// TRAFFIC  bytes = 12*P (8*P where it begins) for P gradients; flops = P (0). Memory-bound: floor = bytes / bandwidth.
+// LAUNCH   a block per chunk of 4096 elements: grid = n_chunks, block = 256, smem 0.
+//          At most 32 registers (sm_80, sm_90a), no spill.
+// PICTURE  element 4096 chunk + 1024 k + 4 t + i, i = 0..3, by thread t.
+// NEEDS    all arrays 16-byte aligned; at least one chunk. One kernel for both element types. Does not read the step's
+//          state, nor the sum where it begins.
+// H100     grad_accumulate: 32 registers, 256 threads, 0 bytes, 100.0 %; floor 435 us +- 10 %.
+// HISTORY  not yet measured on a device.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    grad_accumulate(const StepState*, const uint64_t* tensors, const uint2* chunks, int begins) {
+  const uint2 place = chunks[blockIdx.x];
+  const Tensor& tensor = reinterpret_cast<const Tensor*>(tensors)[place.x];
+  const Range range(tensor, place.y);
+  const float* grad = pointer<const float>(tensor.grad);
+  float* sum = pointer<float>(tensor.value);
+#pragma unroll 1
+  for (size_t first = range.begin + VECTOR * threadIdx.x; first < range.end; first += THREADS * VECTOR) {
+    if (first + VECTOR <= range.end) {
+      float sums[VECTOR] = {}, grads[VECTOR];
+      if (!begins) load4(sum + first, sums);
+      load4(grad + first, grads);
+#pragma unroll
+      for (int i = 0; i < VECTOR; ++i) sums[i] += grads[i];
+      store4(sum + first, sums);
+    } else {
+      for (size_t i = first; i < range.end; ++i) sum[i] = begins ? grad[i] : sum[i] + grad[i];
+    }
+  }
+}
+EXPORT_KERNEL(grad_accumulate)
 
 // grad_norm: global norm of the gradients, and the factor that clips it.
 // MATHS    out[0] = sqrt(sum g^2) over all tensors;  out[1] = min(1, max_norm / (out[0] + 1e-6))

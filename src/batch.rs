@@ -10,7 +10,7 @@ pub const ABSENT_LABEL: i32 = -1;
 /// T tokens of B sequences, packed one after the other without padding.
 ///
 /// Sequence `b` owns the tokens `cu_seqlens[b]..cu_seqlens[b + 1]`; no sequence is empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Token ids, `[T]`, each in `0..vocab_size`.
     pub input_ids: Vec<i32>,
@@ -22,6 +22,9 @@ pub struct Batch {
     pub cu_seqlens: Vec<i32>,
     /// For each task in the model's order: `[B]` classes, [`IGNORED_LABEL`] or [`ABSENT_LABEL`].
     pub labels: Vec<Vec<i32>>,
+    /// For each task `[B]`: what the loss of each row is multiplied with before they are summed (rows without a label
+    /// count for nothing). Empty where the loss of a task is the mean over its labelled rows.
+    pub loss_weights: Vec<Vec<f32>>,
     /// Where the frozen prefix is cached: the cache's row of each token, `[T]`, or of each sequence, `[B]`, as the
     /// cache has them; else empty.
     pub prefix_rows: Vec<i32>,

@@ -98,8 +98,11 @@ pub fn check<D: Device>(
         capacity.tokens += 21;
         let mask = FreezeMask::none(network.params.len());
         for compute in [DType::F32, DType::Bf16] {
-            let options =
-                StepOptions { capacity, compute, dropout: true, max_grad_norm: Some(1.0) };
+            let options = StepOptions {
+                dropout: true,
+                max_grad_norm: Some(1.0),
+                ..StepOptions::plain(capacity, compute)
+            };
             let unfused = prune(&training_step(&network, &options), &network, &mask);
             for plan in [fuse(&unfused), unfused] {
                 let config = &network.config;

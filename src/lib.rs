@@ -25,8 +25,11 @@
 //! let tasks = [("topic".to_owned(), 4), ("sentiment".to_owned(), 3)];
 //! let network = Network::new(&config, None, &tasks, Pooling::Mean)?;
 //! let capacity = Capacity { tokens: 32 * 64, sequences: 32, max_length: 64 };
-//! let options =
-//!     StepOptions { capacity, compute: DType::F32, dropout: true, max_grad_norm: Some(1.0) };
+//! let options = StepOptions {
+//!     dropout: true,
+//!     max_grad_norm: Some(1.0),
+//!     ..StepOptions::plain(capacity, DType::F32)
+//! };
 //!
 //! let counts = Counts::full(capacity, tasks.len());
 //! let mut flops = Vec::new();

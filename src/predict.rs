@@ -74,12 +74,7 @@ impl Predictor {
             sequences: least.sequences.next_power_of_two(),
             max_length: least.max_length.next_power_of_two().min(longest),
         };
-        let options = StepOptions {
-            capacity,
-            compute: self.session.compute(),
-            dropout: false,
-            max_grad_norm: None,
-        };
+        let options = StepOptions::plain(capacity, self.session.compute());
         let mask = FreezeMask::all(self.session.network().params.len());
         self.session.compile(&mask, &options)
     }

@@ -10,6 +10,7 @@ use crate::backend::{Backend, Bound, KernelLaunch, PrefixRows, StepState, StepTi
 use crate::batch::Batch;
 use crate::freeze::FreezeMask;
 use crate::model::{Group, Network, ParamId};
+use crate::plan::accumulate::{Accumulated, accumulate};
 use crate::plan::op::TensorRate;
 use crate::plan::{BufId, Layout, Plan, StepOptions, compile, prefix};
 use crate::tensor::DType;
@@ -80,6 +81,32 @@ impl Engine {
 #[derive(Clone)]
 pub struct Step {
     bound: Bound,
+}
+
+/// The parts of a compiled step over several batches.
+pub struct StepParts {
+    first: Step,
+    next: Step,
+    last: Step,
+}
+
+impl StepParts {
+    /// The part that runs batch `at` of `n`, which are two at least.
+    pub fn of(&self, at: usize, n: usize) -> &Step {
+        match at {
+            0 => &self.first,
+            _ if at + 1 < n => &self.next,
+            _ => &self.last,
+        }
+    }
+
+    /// Planned peak memory.
+    pub fn memory_bytes(&self) -> usize {
+        [&self.first, &self.next, &self.last].map(|step| step.layout().memory.total())[..]
+            .iter()
+            .copied()
+            .fold(0, usize::max)
+    }
 }
 
 /// A compiled forward pass of a prefix.
@@ -178,6 +205,15 @@ impl Session {
         let mut plan = plan.ok_or_else(|| Error::usage(NO_PREFIX))?;
         plan.set_rates(rate);
         self.bind(plan)
+    }
+
+    /// A compiled step, to be spread over several batches.
+    ///
+    /// # Errors
+    /// As [`Session::compile`].
+    pub fn compile_parts(&mut self, step: &Step) -> Result<StepParts> {
+        let Accumulated { first, next, last } = accumulate(step.plan());
+        Ok(StepParts { first: self.bind(first)?, next: self.bind(next)?, last: self.bind(last)? })
     }
 
     /// The forward pass up to where `above` begins, for [`Session::prefix_rows`].

@@ -12,7 +12,7 @@ use common::{
 };
 use frostline::backend::host::ops::{
     AdamwTensor, AttentionGradients, AttentionSaved, AttentionShape, DgradPart, Embedding, FwdPart,
-    HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops, Qkv, RowMask,
+    HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops, Qkv, RowMask, Targets,
     WgradPart,
 };
 use frostline::backend::reference::Reference;
@@ -230,11 +230,11 @@ impl Ops for Counting {
     fn xent_fwd(
         &self,
         logits: &[f64],
-        labels: &[i32],
+        targets: &Targets,
         loss: &mut [f64],
         dlogits: Option<&mut [f64]>,
     ) {
-        Reference.xent_fwd(logits, labels, loss, dlogits);
+        Reference.xent_fwd(logits, targets, loss, dlogits);
     }
 
     fn pool_bwd(&self, dout: &[f64], cu_seqlens: &[i32], pooling: Pooling, dx: &mut [f64]) {
@@ -278,6 +278,10 @@ impl Ops for Counting {
         dtable: &mut [f64],
     ) {
         Reference.embed_wgrad(dx, ids, padding_row, width, dtable);
+    }
+
+    fn grad_accumulate(&self, grad: &[f64], sum: &mut [f64], begins: bool) {
+        Reference.grad_accumulate(grad, sum, begins);
     }
 
     fn grad_norm(&self, grads: &[&[f64]], max_norm: f32) -> [f64; 2] {

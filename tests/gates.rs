@@ -223,6 +223,7 @@ fn occupancy_is_as_headers_say() {
 fn launches_are_as_headers_say() {
     use frostline::freeze::FreezeMask;
     use frostline::model::{Group, ParamId};
+    use frostline::plan::accumulate::accumulate;
     use frostline::plan::fuse::fuse;
     use frostline::plan::prefix::compile_cached;
     let mut said: Vec<OnH100> = Vec::new();
@@ -241,15 +242,19 @@ fn launches_are_as_headers_say() {
             let network = Network::new(&config, None, &tasks, pooling).unwrap();
             let tokens = n_sequences * max_length;
             let capacity = Capacity { tokens, sequences: n_sequences, max_length };
-            let options =
-                StepOptions { capacity, compute, dropout: true, max_grad_norm: Some(1.0) };
+            let options = StepOptions {
+                dropout: true,
+                max_grad_norm: Some(1.0),
+                ..StepOptions::plain(capacity, compute)
+            };
             let plan = training_step(&network, &options);
             let mut lower = FreezeMask::none(network.params.len());
             let is_lower = |id: &ParamId| network.param(*id).group == Group::Embeddings;
             network.param_ids().filter(is_lower).for_each(|id| lower.set(id, true));
             let cached = compile_cached(&network, &lower, &options).unwrap();
-            // Fused, not, and cached: each has kernels that the others lack.
-            for plan in [fuse(&plan), plan, cached] {
+            let next = accumulate(&plan).next;
+            // Fused, not, cached, and one of several batches: each has kernels that the others lack.
+            for plan in [fuse(&plan), plan, cached, next] {
                 let layout = Arc::new(Layout::new(&plan));
                 let mut backend = CudaBackend::new(Emulator::default(), "emulated", false);
                 for id in network.param_ids() {

@@ -13,7 +13,7 @@ use frostline::backend::dropout::Mask;
 use frostline::backend::host::Ops;
 use frostline::backend::host::ops::{
     AttentionGradients, AttentionSaved, AttentionShape, DgradPart, Embedding, FwdPart, HeadPart,
-    NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Qkv, RowMask, WgradPart,
+    NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Qkv, RowMask, Targets, WgradPart,
 };
 use frostline::backend::reference::Reference;
 use frostline::batch::{ABSENT_LABEL, Batch, IGNORED_LABEL};
@@ -251,10 +251,23 @@ fn pooling_and_dropout() {
 
 #[test]
 fn heads() {
+    check_heads(None, 0.0);
+    // Rows without a label weigh nothing, whatever is said of them.
+    check_heads(Some(&[0.5, f32::NAN, 2.0, 0.25, 1.5, 1.0]), 0.0);
+    check_heads(Some(&[0.5, 1.0, 2.0, 0.25, 1.5, 1.0]), 0.2);
+}
+
+fn check_heads(row_weights: Option<&[f32]>, smoothing: f32) {
     let (rows, k, sizes) = (6, 5, [3, 4]);
     let x = wide_normals(1, rows * k);
     let labels: [Vec<i32>; 2] =
         [vec![2, IGNORED_LABEL, 0, ABSENT_LABEL, 1, 2], vec![ABSENT_LABEL, 3, 0, 1, -100, 2]];
+    let targets = |task: usize| {
+        // A row that the first task leaves out has a label of the second.
+        let weights =
+            row_weights.filter(|weights| task == 0 || weights.iter().all(|w| w.is_finite()));
+        Targets { labels: &labels[task], weights, smoothing }
+    };
     let weights = sizes.map(|n| wide_normals(n as u64, n * k));
     let biases = sizes.map(|n| wide_normals(n as u64 + 30, n));
     let logits = |task: usize, x: &[f64], weight: &[f64], bias: &[f64]| {
@@ -264,14 +277,14 @@ fn heads() {
     };
     let loss = |task: usize, logits: &[f64]| {
         let mut loss = nan(1);
-        Reference.xent_fwd(logits, &labels[task], &mut loss, None);
+        Reference.xent_fwd(logits, &targets(task), &mut loss, None);
         loss[0]
     };
     let dlogits: Vec<Vec<f64>> = (0..2)
         .map(|task| {
             let logits = logits(task, &x, &weights[task], &biases[task]);
             let (mut unused, mut dlogits) = (nan(1), nan(logits.len()));
-            Reference.xent_fwd(&logits, &labels[task], &mut unused, Some(&mut dlogits));
+            Reference.xent_fwd(&logits, &targets(task), &mut unused, Some(&mut dlogits));
             dlogits
         })
         .collect();

@@ -39,7 +39,11 @@ fn emulated(
     let mut capacity = Capacity::of([batch]);
     capacity.tokens += 37;
     capacity.sequences += 3;
-    let options = StepOptions { capacity, compute, dropout: true, max_grad_norm: Some(0.5) };
+    let options = StepOptions {
+        dropout: true,
+        max_grad_norm: Some(0.5),
+        ..StepOptions::plain(capacity, compute)
+    };
     let plan = prune(&training_step(network, &options), network, &mask_of(network, spec));
     let plan = if fused { fuse(&plan) } else { plan };
     let device = Emulator::new(schedule).checking_races();
@@ -187,7 +191,11 @@ fn recorded_steps_do_what_launched_ones_do() {
     let network = network(2, 64, Pooling::Mean);
     let options = |tokens, compute| {
         let capacity = Capacity { tokens, sequences: 6, max_length: 140 };
-        StepOptions { capacity, compute, dropout: true, max_grad_norm: Some(0.5) }
+        StepOptions {
+            dropout: true,
+            max_grad_norm: Some(0.5),
+            ..StepOptions::plain(capacity, compute)
+        }
     };
     for compute in TYPES {
         let left = [true, false].map(|use_graphs| {

@@ -63,12 +63,8 @@ fn sentences_have_the_hidden_states_that_transformers_computes() {
     assert_eq!(batch.input_ids, expected.read_i32("input_ids", None).unwrap(), "token ids");
 
     let values = source.initial_values(&network, 1).unwrap();
-    let options = StepOptions {
-        capacity: Capacity::of([&batch]),
-        compute: DType::F32,
-        dropout: true,
-        max_grad_norm: None,
-    };
+    let options =
+        StepOptions { dropout: true, ..StepOptions::plain(Capacity::of([&batch]), DType::F32) };
     let mut session = Engine::CPU.session(network, values).unwrap();
     let mask = FreezeMask::all(session.network().params.len());
     let step = session.compile(&mask, &options).unwrap();

@@ -10,7 +10,8 @@ use frostline::backend::cpu::Cpu;
 use frostline::backend::dropout::Mask;
 use frostline::backend::host::ops::{
     AdamwTensor, AttentionGradients, AttentionSaved, AttentionShape, DgradPart, Embedding, FwdPart,
-    HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Qkv, RowMask, WgradPart,
+    HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Qkv, RowMask, Targets,
+    WgradPart,
 };
 use frostline::backend::host::{Element, Ops};
 use frostline::backend::reference::Reference;
@@ -20,7 +21,7 @@ use frostline::plan::op::Dropout;
 
 /// Relative L2 error that each op may have in f32. A rounding is 6e-8 at most and 3e-8 on average;
 /// the reference's results are rounded to f32 as well before they are compared.
-const TOLERANCES: [(&str, f64, &str); 30] = [
+const TOLERANCES: [(&str, f64, &str); 31] = [
     ("embed_fwd", 1e-7, "two additions"),
     ("prefix_load", 0.0, "a copy"),
     ("layernorm_fwd", 3e-7, "a mean and a variance over D, then four roundings"),
@@ -53,6 +54,7 @@ const TOLERANCES: [(&str, f64, &str); 30] = [
     ("layernorm_bwd", 5e-7, "as its parts"),
     ("attention_bwd", 1e-6, "as attention_fwd, then dp - delta cancels"),
     ("embed_wgrad", 3e-7, "sums over the tokens with one id"),
+    ("grad_accumulate", 6e-8, "one addition"),
     ("grad_norm", 2e-7, "blocks of 1024 in f32, their sum in f64"),
     ("adamw_step", 2e-7, "a handful of roundings"),
 ];
@@ -817,7 +819,11 @@ struct Head {
 struct HeadFwd<'a>(&'a Head);
 struct HeadDgrad<'a>(&'a Head);
 struct HeadWgrad<'a>(&'a Head);
-struct XentFwd<'a>(&'a Head);
+struct XentFwd<'a> {
+    head: &'a Head,
+    is_weighted: bool,
+    smoothing: f32,
+}
 
 /// The rows of a `[rows, n]` result that take part; the others must still be NaN.
 fn present<E: Element>(values: Vec<E>, labels: &[i32]) -> Option<Vec<f32>> {
@@ -850,18 +856,28 @@ impl Case for XentFwd<'_> {
     const N_OPTIONAL: u32 = 1;
 
     fn run<O: Ops>(&self, ops: &O, wanted: u32) -> Outputs {
-        let Head { rows, n_labels, .. } = *self.0;
+        let Head { rows, n_labels, .. } = *self.head;
         let labels = labels(rows, n_labels, 0);
-        // Logits of absent rows are never read: they stay NaN.
+        // Logits of absent rows are never read, nor are weights of rows without a label: they stay NaN.
         let mut logits = of::<O::Element>(&normals(1, rows * n_labels));
         for (row, logits) in logits.chunks_mut(n_labels).enumerate() {
             if labels[row] == ABSENT_LABEL {
                 logits.fill(O::Element::NAN);
             }
         }
+        let weight = |(normal, label): (f32, &i32)| match label {
+            0.. => 0.2 + normal.abs(),
+            _ => f32::NAN,
+        };
+        let weights: Vec<f32> = normals(2, rows).into_iter().zip(&labels).map(weight).collect();
+        let targets = Targets {
+            labels: &labels,
+            weights: self.is_weighted.then_some(&weights),
+            smoothing: self.smoothing,
+        };
         let mut loss = nan(1);
         let mut dlogits = optional(rows * n_labels, wanted, 0);
-        ops.xent_fwd(&logits, &labels, &mut loss, dlogits.as_deref_mut());
+        ops.xent_fwd(&logits, &targets, &mut loss, dlogits.as_deref_mut());
         vec![done(loss), dlogits.and_then(|dlogits| present(dlogits, &labels))]
     }
 }
@@ -926,7 +942,10 @@ fn heads_and_losses() {
             let case = Head { rows, width, n_labels };
             let shape = format!("{rows}x{width}, {n_labels} labels");
             check(&HeadFwd(&case), &shape);
-            check(&XentFwd(&case), &shape);
+            for (is_weighted, smoothing) in [(false, 0.0), (true, 0.0), (false, 0.1), (true, 0.3)] {
+                let shape = format!("{shape}, weighted {is_weighted}, smoothing {smoothing}");
+                check(&XentFwd { head: &case, is_weighted, smoothing }, &shape);
+            }
             check(&HeadDgrad(&case), &shape);
             check(&HeadWgrad(&case), &shape);
         }
@@ -939,7 +958,7 @@ fn a_batch_without_labels_has_no_loss() {
     fn run<O: Ops>(ops: &O) {
         let labels = [IGNORED_LABEL, ABSENT_LABEL];
         let (mut loss, mut dlogits) = (nan(1), nan(4));
-        ops.xent_fwd(&of(&normals(1, 4)), &labels, &mut loss, Some(&mut dlogits));
+        ops.xent_fwd(&of(&normals(1, 4)), &Targets::new(&labels), &mut loss, Some(&mut dlogits));
         assert_eq!(done(loss).unwrap(), [0.0]);
         let (mut dweight, mut dbias, mut dx) = (nan(6), nan(2), nan(6));
         let weight = of(&normals(2, 6));
@@ -961,7 +980,7 @@ fn extreme_logits_have_finite_losses() {
     fn run<O: Ops>(ops: &O) {
         let logits = of(&[500.0, -500.0, 0.0, 90.0, 90.0, 90.0]);
         let (mut loss, mut dlogits) = (nan(1), nan(6));
-        ops.xent_fwd(&logits, &[1, 0], &mut loss, Some(&mut dlogits));
+        ops.xent_fwd(&logits, &Targets::new(&[1, 0]), &mut loss, Some(&mut dlogits));
         // (1000 + ln 3) / 2
         assert_close("loss", &done(loss).unwrap(), &[500.549_3f32], 1e-7);
         let third = 1.0f32 / 6.0;
@@ -1026,6 +1045,31 @@ fn gradient_norms() {
     }
     let zeros: &[f32] = &[0.0; 5];
     assert_eq!(Cpu.grad_norm(&[zeros], 1.0), [0.0, 1.0]);
+}
+
+struct GradAccumulate {
+    n: usize,
+    begins: bool,
+}
+
+impl Case for GradAccumulate {
+    const OP: &'static str = "grad_accumulate";
+
+    fn run<O: Ops>(&self, ops: &O, _: u32) -> Outputs {
+        // Beginning must not read what lies there.
+        let mut sum = if self.begins { nan(self.n) } else { of(&normals(1, self.n)) };
+        ops.grad_accumulate(&of(&normals(2, self.n)), &mut sum, self.begins);
+        vec![done(sum)]
+    }
+}
+
+#[test]
+fn sums_of_gradients() {
+    for n in [1, 7, 200_000] {
+        for begins in [true, false] {
+            check(&GradAccumulate { n, begins }, &format!("{n}, begins {begins}"));
+        }
+    }
 }
 
 struct PrefixLoad {

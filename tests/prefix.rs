@@ -20,7 +20,7 @@ const LENGTHS: [&[usize]; 3] = [&[5, 1, 9], &[3, 11], &[2, 2, 7, 4]];
 
 fn options(compute: DType) -> StepOptions {
     let capacity = Capacity { tokens: 24, sequences: 5, max_length: 12 };
-    StepOptions { capacity, compute, dropout: true, max_grad_norm: Some(0.5) }
+    StepOptions { dropout: true, max_grad_norm: Some(0.5), ..StepOptions::plain(capacity, compute) }
 }
 
 /// Everything that a few steps leave: parameters, losses.
@@ -97,7 +97,7 @@ fn alone(batch: &Batch, sequence: usize) -> Batch {
         position_ids: batch.position_ids[range.clone()].to_vec(),
         cu_seqlens: vec![0, range.len() as i32],
         labels: batch.labels.iter().map(|labels| vec![labels[sequence]]).collect(),
-        prefix_rows: Vec::new(),
+        ..Batch::default()
     }
 }
 

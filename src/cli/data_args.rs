@@ -120,7 +120,7 @@ impl DataArgs {
     /// Tells people on stderr of tasks that have no evaluation row while others have.
     pub fn warn_of_missing_evaluation(corpus: &Corpus) {
         for (at, task) in corpus.tasks.iter().enumerate() {
-            let has_rows = (0..corpus.eval.len()).any(|row| corpus.eval.has_label(row, at));
+            let has_rows = (0..corpus.eval.len()).any(|row| corpus.eval.class(row, at).is_some());
             if !has_rows && !corpus.eval.is_empty() {
                 eprintln!(
                     "task {0} has no evaluation rows: add --eval {0}=FILE, or a `split` column",

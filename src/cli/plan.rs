@@ -148,14 +148,14 @@ pub fn run(args: &Args) -> Result<()> {
     let network = network_for(&source, &args.tasks, args.model.pooling)?;
     let max_length = longest(args.max_length, &network.config, 128)?;
     let capacity = full_capacity(args.batch_size, max_length)?;
+    let compute = match args.dtype {
+        ComputeType::F32 => DType::F32,
+        ComputeType::Bf16 => DType::Bf16,
+    };
     let options = StepOptions {
-        capacity,
-        compute: match args.dtype {
-            ComputeType::F32 => DType::F32,
-            ComputeType::Bf16 => DType::Bf16,
-        },
         dropout: true,
         max_grad_norm: (args.max_grad_norm > 0.0).then_some(args.max_grad_norm),
+        ..StepOptions::plain(capacity, compute)
     };
     let counts = Counts::full(capacity, network.heads.len());
     let plan = match args.cached {

@@ -102,15 +102,11 @@ pub fn run(args: &Args) -> Result<()> {
     let values = source.initial_values(&network, args.run.seed)?;
 
     let mut session = engine.session(network.clone(), values)?;
-    let step = session.compile(
-        &mask,
-        &StepOptions {
-            capacity: Capacity::of([&batch]),
-            compute: session.compute(),
-            dropout: false,
-            max_grad_norm: args.rates.clip(),
-        },
-    )?;
+    let options = StepOptions {
+        max_grad_norm: args.rates.clip(),
+        ..StepOptions::plain(Capacity::of([&batch]), session.compute())
+    };
+    let step = session.compile(&mask, &options)?;
     let state = |number| StepState {
         step: number,
         learning_rate: args.rates.learning_rate,

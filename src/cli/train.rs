@@ -11,7 +11,9 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 pub use self::bar::Bar;
-use self::options::{CacheArgs, EvaluationArgs, LogArgs, RateArgs, SaveArgs, TrainingArgs};
+use self::options::{
+    CacheArgs, EvaluationArgs, LogArgs, LossArgs, RateArgs, SaveArgs, TrainingArgs,
+};
 use self::saving::{Interrupt, Model, Saver};
 use super::args::{ModelArgs, RunArgs};
 use super::data_args::{BatchArgs, DataArgs};
@@ -48,6 +50,8 @@ pub struct Args {
     #[command(flatten)]
     training: TrainingArgs,
     #[command(flatten)]
+    loss: LossArgs,
+    #[command(flatten)]
     evaluation: EvaluationArgs,
     #[command(flatten)]
     log: LogArgs,
@@ -79,6 +83,9 @@ impl Args {
 
     fn options(&self) -> TrainOptions {
         TrainOptions {
+            batches_per_step: self.loss.gradient_accumulation_steps,
+            loss: self.loss.loss(),
+            frozen_dropout: self.loss.frozen_dropout,
             rates: self.param_rates.rules(),
             logging_steps: self.log.logging_steps,
             eval_steps: self.evaluation.eval_steps,
@@ -90,7 +97,7 @@ impl Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let schedule = args.schedule()?;
-    let cache_options = args.cache.options(args.schedule.is_some())?;
+    let cache_options = args.cache.options(args.schedule.is_some(), args.loss.frozen_dropout)?;
     let engine = args.run.device.prepare()?;
     output_folder::check(&args.output, args.overwrite || args.save.resume)?;
     let interrupt = Interrupt::listen()?;

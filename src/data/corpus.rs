@@ -38,9 +38,9 @@ impl Split {
         self.encoded.sequence(example).0.len()
     }
 
-    /// Whether an example has a label for a task.
-    pub fn has_label(&self, example: usize, task: usize) -> bool {
-        self.examples[example].labels[task].is_some()
+    /// The class of an example for a task, if it has one.
+    pub fn class(&self, example: usize, task: usize) -> Option<u32> {
+        self.examples[example].labels[task]
     }
 
     /// The SHA-256 of all tokens, example by example.

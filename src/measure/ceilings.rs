@@ -110,12 +110,7 @@ fn probe_step(
     let batch = batch_of(&network, lengths);
     let n_params = network.params.len();
     let mask = if freezes { FreezeMask::all(n_params) } else { FreezeMask::none(n_params) };
-    let options = StepOptions {
-        capacity: Capacity::of([&batch]),
-        compute: engine.compute,
-        dropout: false,
-        max_grad_norm: None,
-    };
+    let options = StepOptions::plain(Capacity::of([&batch]), engine.compute);
     let values = network
         .param_ids()
         .map(|id| normal(1, id.0 as u32, network.param(id).n_elements(), 0.02))

@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
 
 /// The step's options that measuring and the memory probe share: training as it really is.
 pub fn step_options(capacity: Capacity, compute: DType, max_grad_norm: Option<f32>) -> StepOptions {
-    StepOptions { capacity, compute, dropout: true, max_grad_norm }
+    StepOptions { dropout: true, max_grad_norm, ..StepOptions::plain(capacity, compute) }
 }
 
 /// Measures `scenarios`, the first of which is the baseline; round `i` runs on batch `i` modulo their

@@ -111,6 +111,9 @@ mod per_element {
     /// Maximum, subtract, exp, sum: per logit; the gradient: divide, scale.
     pub const XENT: usize = 4;
     pub const XENT_GRADIENT: usize = 2;
+    /// The sum of the logits; the gradient: subtract what all classes get.
+    pub const XENT_SMOOTHING: usize = 1;
+    pub const XENT_SMOOTHING_GRADIENT: usize = 1;
     /// Square, add.
     pub const NORM: usize = 2;
     /// First moment (3), second moment (4), root, correction, epsilon (3), division, rate, subtract (3).
@@ -184,9 +187,14 @@ impl Plan {
             Op::HeadFwd { weight, task, .. } => {
                 2 * counts.task_rows[*task].present * elements(*weight)
             }
-            Op::XentFwd { logits, task, dlogits, .. } => {
-                let gradient = if dlogits.is_some() { per_element::XENT_GRADIENT } else { 0 };
-                counts.task_rows[*task].labelled * cols(*logits) * (per_element::XENT + gradient)
+            Op::XentFwd { logits, smoothing, task, dlogits, .. } => {
+                let (mut each, mut gradient) = (per_element::XENT, per_element::XENT_GRADIENT);
+                if *smoothing > 0.0 {
+                    each += per_element::XENT_SMOOTHING;
+                    gradient += per_element::XENT_SMOOTHING_GRADIENT;
+                }
+                let gradient = if dlogits.is_some() { gradient } else { 0 };
+                counts.task_rows[*task].labelled * cols(*logits) * (each + gradient)
             }
             Op::HeadDgrad { parts, .. } => (parts.iter())
                 .map(|part| 2 * counts.task_rows[part.task].labelled * elements(part.weight))
@@ -243,6 +251,11 @@ impl Plan {
                     + n_heads * counts.sum_squares * per_score
             }
             Op::EmbedWgrad { dx, .. } => elements(*dx),
+            // Beginning is a copy.
+            Op::GradAccumulate { begins: true, .. } => 0,
+            Op::GradAccumulate { items, begins: false } => {
+                items.iter().map(|item| elements(item.grad)).sum()
+            }
             Op::GradNorm { grads, .. } => {
                 grads.iter().map(|&grad| elements(grad) * per_element::NORM).sum()
             }

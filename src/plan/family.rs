@@ -72,7 +72,9 @@ impl Op {
             | Op::HeadDgrad { .. }
             | Op::HeadWgrad { .. }
             | Op::XentFwd { .. } => Family::Head,
-            Op::GradNorm { .. } | Op::AdamwStep { .. } => Family::Optimizer,
+            Op::GradAccumulate { .. } | Op::GradNorm { .. } | Op::AdamwStep { .. } => {
+                Family::Optimizer
+            }
         }
     }
 }

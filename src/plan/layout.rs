@@ -18,7 +18,7 @@ pub struct Place {
 pub struct MemoryUse {
     /// Parameters, and the masters of trained ones where the compute type is narrower.
     pub weights: usize,
-    /// Gradients of parameters.
+    /// Gradients of parameters, and their sums where a step goes over several batches.
     pub gradients: usize,
     /// Both moments of trained parameters.
     pub optimizer: usize,
@@ -158,7 +158,7 @@ fn memory_use(
             // Parameters are there whether or not an op reads them (an unused pooler).
             Role::Value(_) => memory.weights += size(id),
             Role::Master(_) if is_used => memory.weights += size(id),
-            Role::Gradient(_) if is_used => memory.gradients += size(id),
+            Role::Gradient(_) | Role::GradientSum(_) if is_used => memory.gradients += size(id),
             Role::Moment1(_) | Role::Moment2(_) if is_used => memory.optimizer += size(id),
             Role::Input(_) => memory.workspace += size(id),
             Role::Transient => {

@@ -1,11 +1,13 @@
 //! A training step as a value: ops over numbered buffers, each written once.
 //!
 //! [`step`] writes the step in which everything trains; [`mod@prune`] deletes what a freeze makes
-//! useless; [`prefix`] replaces what is cached by a look into the cache; [`fuse`] joins neighbours; [`cost`] counts FLOPs and bytes; [`layout`] gives every buffer
-//! its place; [`mod@print`] shows it all; [`verify`] checks that it is sound.
+//! useless; [`prefix`] replaces what is cached by a look into the cache; [`fuse`] joins neighbours;
+//! [`mod@accumulate`] spreads a step over several batches; [`cost`] counts FLOPs and bytes; [`layout`] gives every
+//! buffer its place; [`mod@print`] shows it all; [`verify`] checks that it is sound.
 //!
 //! A plan does no I/O and knows no device.
 
+pub mod accumulate;
 pub mod cost;
 pub mod family;
 pub mod fuse;
@@ -28,7 +30,7 @@ pub use family::Family;
 pub use layout::Layout;
 pub use op::{Op, Phase};
 pub use prune::prune;
-pub use step::{StepOptions, training_step};
+pub use step::{Loss, StepOptions, training_step};
 
 /// Index into [`Plan::buffers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,6 +98,8 @@ pub enum Input {
     CuSeqlens,
     /// Labels of a task, by its index.
     Labels(usize),
+    /// What each row's loss of a task is multiplied with, in f32.
+    LossWeights(usize),
     /// Rows of the cached prefix.
     PrefixRows,
 }
@@ -111,6 +115,8 @@ pub enum Role {
     Master(ParamId),
     /// The loss's gradient with respect to a parameter.
     Gradient(ParamId),
+    /// The sum of such gradients over the batches of a step.
+    GradientSum(ParamId),
     /// AdamW's first moment.
     Moment1(ParamId),
     /// AdamW's second moment.

@@ -74,6 +74,13 @@ pub struct HeadDgradPart {
     pub task: usize,
 }
 
+/// One tensor of an [`Op::GradAccumulate`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GradAccumulateItem {
+    pub grad: BufId,
+    pub sum: BufId,
+}
+
 /// One tensor of an [`Op::AdamwStep`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamwItem {
@@ -181,8 +188,18 @@ pub enum Op {
     PoolFwd { x: BufId, cu_seqlens: BufId, pooling: Pooling, out: BufId },
     /// `logits = x · weightᵀ + bias`, `[B, C]`, for the rows that take part in task `task`.
     HeadFwd { x: BufId, weight: BufId, bias: BufId, labels: BufId, task: usize, logits: BufId },
-    /// The mean cross-entropy over the labelled rows, `[1]` (0 if there is none), and its gradient.
-    XentFwd { logits: BufId, labels: BufId, task: usize, loss: BufId, dlogits: Option<BufId> },
+    /// The sum over the labelled rows of their cross-entropy times their weight, `[1]` (0 if there is no such row), and
+    /// its gradient; without `weights`, `[B]`, the mean. `smoothing` is the share of each target that all classes get
+    /// alike (Szegedy et al., 2016), as `torch.nn.CrossEntropyLoss` has it.
+    XentFwd {
+        logits: BufId,
+        labels: BufId,
+        weights: Option<BufId>,
+        smoothing: f32,
+        task: usize,
+        loss: BufId,
+        dlogits: Option<BufId>,
+    },
 
     /// `dx = Σ dlogits · weight` over the heads, `[B, D]`.
     HeadDgrad { parts: Vec<HeadDgradPart>, dx: BufId },
@@ -261,10 +278,12 @@ pub enum Op {
     /// `dtable[id] = Σ dx[t]` over the tokens with that id, all other rows 0; `padding_row` stays 0.
     EmbedWgrad { dx: BufId, ids: BufId, padding_row: Option<usize>, dtable: BufId },
 
+    /// `sum += grad`, or `sum = grad` where it `begins`: the gradients of a step over several batches.
+    GradAccumulate { items: Vec<GradAccumulateItem>, begins: bool },
     /// `out = [norm, factor]`: the global norm of `grads` and `min(1, max_norm / (norm + 1e-6))`.
     GradNorm { grads: Vec<BufId>, max_norm: f32, out: BufId },
     /// AdamW (Loshchilov and Hutter, 2019) as `torch.optim.AdamW`, gradients scaled by the clipping
-    /// factor where there is one. The one op that updates in place.
+    /// factor where there is one, in place.
     AdamwStep { items: Vec<AdamwItem>, clip: Option<BufId> },
 }
 
@@ -300,6 +319,7 @@ impl Op {
             Op::LayernormBwd { .. } => "layernorm_bwd",
             Op::AttentionBwd { .. } => "attention_bwd",
             Op::EmbedWgrad { .. } => "embed_wgrad",
+            Op::GradAccumulate { .. } => "grad_accumulate",
             Op::GradNorm { .. } => "grad_norm",
             Op::AdamwStep { .. } => "adamw_step",
         }

@@ -89,11 +89,12 @@ impl Op {
                 f(Write(logits));
                 [x, weight, bias, labels].into_iter().for_each(|buf| f(Read(buf)));
             }
-            Op::XentFwd { logits, labels, loss, dlogits, .. } => {
+            Op::XentFwd { logits, labels, weights, loss, dlogits, .. } => {
                 f(Write(loss));
                 f(Optional(dlogits));
                 f(Read(logits));
                 f(Read(labels));
+                weights.iter_mut().for_each(|buf| f(Read(buf)));
             }
             Op::HeadDgrad { parts, dx } => {
                 f(Write(dx));
@@ -186,6 +187,15 @@ impl Op {
                 f(Write(dtable));
                 f(Read(dx));
                 f(Read(ids));
+            }
+            Op::GradAccumulate { items, begins } => {
+                for item in items {
+                    match begins {
+                        true => f(Write(&mut item.sum)),
+                        false => f(Update(&mut item.sum)),
+                    }
+                    f(Read(&mut item.grad));
+                }
             }
             Op::GradNorm { grads, out, .. } => {
                 f(Write(out));

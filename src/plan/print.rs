@@ -164,8 +164,12 @@ impl Plan {
 fn short_name(buffer: &Buffer) -> String {
     let n_parts = match buffer.role {
         Role::Value(_) => 2,
-        // With what it is for in front: `d`, `m`, `v`, `master`.
-        Role::Gradient(_) | Role::Moment1(_) | Role::Moment2(_) | Role::Master(_) => 3,
+        // With what it is for in front: `d`, `sum`, `m`, `v`, `master`.
+        Role::Gradient(_)
+        | Role::GradientSum(_)
+        | Role::Moment1(_)
+        | Role::Moment2(_)
+        | Role::Master(_) => 3,
         Role::Input(_) | Role::Transient | Role::Result => return buffer.name.clone(),
     };
     let parts: Vec<&str> = buffer.name.split('.').collect();

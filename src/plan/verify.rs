@@ -1,5 +1,5 @@
 //! Checks that a plan is sound: buffers are written once and before they are read, nothing but the
-//! optimizer updates in place, and shapes agree.
+//! optimizer and sums of gradients are updated in place, and shapes agree.
 
 use super::op::Op;
 use super::{BufId, Buffer, Plan, Role, Rows};
@@ -33,13 +33,17 @@ impl Plan {
                 }
             }
             for buf in op.updates() {
-                let is_state = matches!(
-                    self.buffer(buf).role,
-                    Role::Value(_) | Role::Master(_) | Role::Moment1(_) | Role::Moment2(_)
-                );
-                if !is_state || !matches!(op, Op::AdamwStep { .. }) {
+                let may_update = match self.buffer(buf).role {
+                    Role::Value(_) | Role::Master(_) | Role::Moment1(_) | Role::Moment2(_) => {
+                        matches!(op, Op::AdamwStep { .. })
+                    }
+                    Role::GradientSum(_) => matches!(op, Op::GradAccumulate { .. }),
+                    _ => false,
+                };
+                if !may_update {
                     return fault("updates in place", buf);
                 }
+                written[buf.0] = true;
             }
             self.verify_shapes(op)
                 .map_err(|shapes| format!("op {at} ({}): {shapes}", op.name()))?;
@@ -149,6 +153,9 @@ impl Plan {
                 same(&item.moment2, &item.value)
             }),
             Op::PrefixLoad { out, stream, .. } => stream.iter().try_for_each(|buf| same(buf, out)),
+            Op::GradAccumulate { items, .. } => {
+                items.iter().try_for_each(|item| same(&item.grad, &item.sum))
+            }
             // Gathers and reductions over ids and sequences, whose shapes differ by design.
             Op::EmbedFwd { .. }
             | Op::EmbedWgrad { .. }

@@ -59,12 +59,7 @@ impl<'a> Evaluator<'a> {
     /// When the device lacks the memory.
     pub fn new(session: &mut Session, corpus: &'a Corpus, split: &'a Split) -> Result<Self> {
         let mask = FreezeMask::all(session.network().params.len());
-        let options = StepOptions {
-            capacity: super::largest_batch(split, LIMIT),
-            compute: session.compute(),
-            dropout: false,
-            max_grad_norm: None,
-        };
+        let options = StepOptions::plain(super::largest_batch(split, LIMIT), session.compute());
         Ok(Evaluator { corpus, split, step: session.compile(&mask, &options)? })
     }
 

@@ -8,7 +8,7 @@ use crate::freeze::{FreezeMask, FreezeState};
 use crate::model::{Network, ParamId};
 use crate::plan::op::TensorRate;
 use crate::plan::{Counts, StepOptions, compile};
-use crate::session::{Session, Step};
+use crate::session::{Session, Step, StepParts};
 use crate::{Error, Result};
 
 /// A stretch of steps with one freeze.
@@ -16,12 +16,22 @@ pub(super) struct Leg {
     /// Steps before it.
     pub begin: u64,
     pub freeze: String,
-    pub step: Step,
+    step: Step,
+    /// Where steps go over several batches.
+    parts: Option<StepParts>,
     /// What has trained once it has begun, in table order.
     pub trained: Vec<ParamId>,
 }
 
 impl Leg {
+    /// What runs batch `at` of the `n` of a step.
+    pub fn part(&self, at: usize, n: usize) -> &Step {
+        match &self.parts {
+            Some(parts) if n > 1 => parts.of(at, n),
+            _ => &self.step,
+        }
+    }
+
     /// What is said when it begins with `batch`.
     pub fn line(
         &self,
@@ -40,7 +50,10 @@ impl Leg {
             trainable_parameters: plan.n_trained_values(),
             flops_share: plan.total_cost(&counts).flops as f64
                 / all.total_cost(&counts).flops.max(1) as f64,
-            memory_bytes: self.step.layout().memory.total(),
+            memory_bytes: match &self.parts {
+                Some(parts) => parts.memory_bytes(),
+                None => self.step.layout().memory.total(),
+            },
         }
     }
 }
@@ -81,8 +94,12 @@ pub(super) fn compile_legs(
         for id in step.plan().trained() {
             *n_trained_steps.entry(id).or_default() += end - begin;
         }
+        let parts = match options.batches_per_step {
+            1 => None,
+            _ => Some(session.compile_parts(&step)?),
+        };
         let trained = n_trained_steps.keys().copied().collect();
-        legs.push(Leg { begin, freeze: state.freeze.clone(), step, trained });
+        legs.push(Leg { begin, freeze: state.freeze.clone(), step, parts, trained });
     }
     if n_trained_steps.is_empty() {
         return Err(Error::usage(

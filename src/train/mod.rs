@@ -4,6 +4,7 @@
 mod best;
 pub mod evaluate;
 mod legs;
+pub mod loss;
 pub mod metrics;
 pub mod proof;
 mod rates;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::best::{Best, BestOptions, Metric};
 pub use self::evaluate::{Evaluator, Quality};
+pub use self::loss::{ClassWeights, LossOptions, Weights};
 pub use self::proof::{FreezeProof, prove_frozen};
 pub use self::rates::RateRules;
 pub use self::run::{largest_batch, step_options, train};
@@ -32,6 +34,11 @@ pub struct TrainOptions {
     pub limit: BatchLimit,
     /// Whether batches have nearly equal numbers of tokens.
     pub even_batches: bool,
+    /// Batches of a step.
+    pub batches_per_step: usize,
+    pub loss: LossOptions,
+    /// Whether dropout acts in the frozen part too.
+    pub frozen_dropout: bool,
     pub n_epochs: u64,
     /// Ends training after this many steps, also before the epochs are done; more epochs are begun
     /// where the steps ask for them.
@@ -69,15 +76,22 @@ impl TrainOptions {
         Ok((per_epoch, n_steps))
     }
 
-    /// The batches of an epoch.
+    /// The steps of an epoch, each of one batch or of several.
     ///
     /// # Errors
     /// A text that alone exceeds a limit of tokens.
-    pub fn epoch(&self, corpus: &Corpus, epoch: u64) -> Result<Vec<Vec<usize>>> {
-        match self.even_batches {
-            true => corpus.even_epoch(self.limit, self.seed, epoch),
-            false => corpus.epoch(self.limit, self.seed, epoch),
-        }
+    pub fn epoch(&self, corpus: &Corpus, epoch: u64) -> Result<Vec<Vec<Vec<usize>>>> {
+        let batches = match self.even_batches {
+            true => corpus.even_epoch(self.limit, self.seed, epoch)?,
+            false => corpus.epoch(self.limit, self.seed, epoch)?,
+        };
+        Ok(batches.chunks(self.batches_per_step).map(<[_]>::to_vec).collect())
+    }
+
+    /// Whether rows bring their weights in the loss: where these are not all alike, and where a mean goes over several
+    /// batches.
+    fn is_weighted(&self) -> bool {
+        self.loss.is_weighted() || self.batches_per_step > 1
     }
 }
 

@@ -5,14 +5,16 @@ use std::time::Instant;
 
 use super::best::Search;
 use super::legs::{Leg, compile_legs, leg_behind, trained_by};
+use super::loss::RowWeights;
 use super::{Evaluator, LogLine, Observer, Progress, Snapshot, Start, TrainOptions, TrainOutcome};
 use crate::Result;
 use crate::backend::{StepState, Timing};
+use crate::batch::Batch;
 use crate::cache::PrefixCache;
 use crate::data::{BatchLimit, Corpus, Split};
 use crate::freeze::FreezeState;
 use crate::model::ParamId;
-use crate::plan::{Capacity, Counts, StepOptions};
+use crate::plan::{Capacity, Counts, Loss, StepOptions};
 use crate::session::Session;
 use crate::tensor::DType;
 
@@ -32,6 +34,10 @@ pub fn train(
 ) -> Result<TrainOutcome> {
     let step_options = step_options(corpus, session.compute(), options);
     let (per_epoch, n_steps) = options.n_steps(corpus)?;
+    let weights = match options.is_weighted() {
+        true => Some(RowWeights::new(&options.loss, corpus)?),
+        false => None,
+    };
     let search = match &options.best {
         Some(best) => Some(Search::new(best, corpus, start.progress.search.clone(), start.best)?),
         None => None,
@@ -63,6 +69,7 @@ pub fn train(
         n_steps,
         warmup_steps: options.warmup.steps(n_steps),
         legs,
+        weights,
         cache,
         evaluator,
         search,
@@ -83,6 +90,8 @@ struct Run<'a> {
     n_steps: u64,
     warmup_steps: u64,
     legs: Vec<Leg>,
+    /// None where every labelled row of a batch counts alike.
+    weights: Option<RowWeights>,
     cache: Option<&'a PrefixCache>,
     evaluator: Option<Evaluator<'a>>,
     search: Option<Search<'a>>,
@@ -94,12 +103,12 @@ impl Run<'_> {
         let first_epoch = self.progress.n_steps / self.per_epoch.max(1);
         for epoch in first_epoch.. {
             let done = (self.progress.n_steps - epoch * self.per_epoch) as usize;
-            let batches = self.options.epoch(self.corpus, epoch)?;
-            for indices in &batches[done..] {
+            let steps = self.options.epoch(self.corpus, epoch)?;
+            for batches in &steps[done..] {
                 if self.progress.n_steps >= self.n_steps || self.is_settled() {
                     return Ok(());
                 }
-                self.step(session, indices, observer)?;
+                self.step(session, batches, observer)?;
                 self.evaluate_if_due(session, observer)?;
                 observer.between_steps(Snapshot {
                     session,
@@ -116,45 +125,51 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// One step over the examples of its batches.
     fn step(
         &mut self,
         session: &mut Session,
-        indices: &[usize],
+        batches: &[Vec<usize>],
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let begun = Instant::now();
         let (options, done) = (self.options, self.progress.n_steps);
         let factor = options.schedule.factor(done, self.n_steps, self.warmup_steps);
-        let mut batch = self.corpus.pack(&self.corpus.train, indices);
-        if let Some(cache) = self.cache {
-            batch.prefix_rows = cache.rows_of(&self.corpus.train, indices);
-        }
+        let batches = self.pack(batches);
         let leg = leg_behind(&self.legs, done);
         if leg.begin == done && self.legs.len() > 1 {
             let epoch = done as f64 / self.per_epoch as f64;
-            let line = leg.line(session.network(), &self.step_options, &batch, epoch);
+            let line = leg.line(session.network(), &self.step_options, &batches[0], epoch);
             observer.freeze(&line);
             observer.logged(&line)?;
             self.progress.log.push(line);
         }
-        let ran = session.run(&leg.step, &batch, &state(done + 1, factor, options), Timing::Off)?;
         let progress = &mut self.progress;
+        let (mut loss, mut grad_norm, mut n_tokens) = (0.0, None, 0);
+        for (at, batch) in batches.iter().enumerate() {
+            let step = leg.part(at, batches.len());
+            let state = state(done + 1, at as u64, factor, options);
+            let ran = session.run(step, batch, &state, Timing::Off)?;
+            loss += ran.loss();
+            grad_norm = ran.grad_norm;
+            n_tokens += batch.n_tokens();
+            progress.n_flops += step.plan().total_cost(&Counts::of(batch)).flops;
+        }
         progress.n_steps += 1;
         progress.n_epochs = progress.n_steps as f64 / self.per_epoch as f64;
-        progress.n_tokens += batch.n_tokens();
-        progress.n_flops += leg.step.plan().total_cost(&Counts::of(&batch)).flops;
+        progress.n_tokens += n_tokens;
         let (step, epoch) = (progress.n_steps, progress.n_epochs);
         let line = |loss| LogLine::Step {
             step,
             epoch,
             loss,
-            grad_norm: ran.grad_norm,
+            grad_norm,
             learning_rate: f64::from(options.learning_rate) * factor,
         };
         progress.train_seconds += begun.elapsed().as_secs_f64();
-        observer.step(&line(ran.loss()), batch.n_tokens(), self.n_steps);
+        observer.step(&line(loss), n_tokens, self.n_steps);
         let (sum, n) = progress.unlogged;
-        progress.unlogged = (sum + f64::from(ran.loss()), n + 1);
+        progress.unlogged = (sum + f64::from(loss), n + 1);
         let is_due = progress.n_steps.is_multiple_of(options.logging_steps);
         if is_due || progress.n_steps == self.n_steps {
             let (sum, n) = std::mem::take(&mut progress.unlogged);
@@ -163,6 +178,22 @@ impl Run<'_> {
             progress.log.push(line);
         }
         Ok(())
+    }
+
+    /// The batches of one step.
+    fn pack(&self, batches: &[Vec<usize>]) -> Vec<Batch> {
+        let pack = |indices: &Vec<usize>| {
+            let mut batch = self.corpus.pack(&self.corpus.train, indices);
+            if let Some(cache) = self.cache {
+                batch.prefix_rows = cache.rows_of(&self.corpus.train, indices);
+            }
+            batch
+        };
+        let mut batches: Vec<Batch> = batches.iter().map(pack).collect();
+        if let Some(weights) = &self.weights {
+            weights.weigh(&mut batches);
+        }
+        batches
     }
 
     /// Evaluates the network as it is now if it is time to, and writes that down.
@@ -219,10 +250,11 @@ impl Run<'_> {
 /// The options of the steps of a run.
 pub fn step_options(corpus: &Corpus, compute: DType, options: &TrainOptions) -> StepOptions {
     StepOptions {
-        capacity: largest_batch(&corpus.train, options.limit),
-        compute,
         dropout: true,
+        frozen_dropout: options.frozen_dropout,
         max_grad_norm: options.max_grad_norm,
+        loss: Loss { is_weighted: options.is_weighted(), smoothing: options.loss.smoothing },
+        ..StepOptions::plain(largest_batch(&corpus.train, options.limit), compute)
     }
 }
 
@@ -251,15 +283,16 @@ pub fn largest_batch(split: &Split, limit: BatchLimit) -> Capacity {
     }
 }
 
-/// The state of step `number`, whose learning rates are multiplied by `factor`.
-fn state(number: u64, factor: f64, options: &TrainOptions) -> StepState {
+/// The state of a batch of step `number`, whose learning rates are multiplied by `factor`.
+fn state(number: u64, batch: u64, factor: f64, options: &TrainOptions) -> StepState {
     let rate = |rate: f32| (f64::from(rate) * factor) as f32;
     StepState {
         step: number,
         learning_rate: rate(options.learning_rate),
         head_learning_rate: rate(options.head_learning_rate),
         weight_decay: options.weight_decay,
-        seed: options.seed,
+        // Dropout draws by seed, step and place: the batches of a step must differ in one of them.
+        seed: options.seed ^ (batch << 32),
     }
 }
 

@@ -19,6 +19,7 @@ mod train;
 mod train_again;
 mod train_best;
 mod train_log;
+mod train_loss;
 mod train_output;
 mod train_schedule;
 

@@ -147,7 +147,7 @@ pub fn mask_of(network: &Network, spec: &str) -> FreezeMask {
 
 /// Step options in f32 for batches up to the capacity.
 pub fn options(capacity: Capacity, dropout: bool, max_grad_norm: Option<f32>) -> StepOptions {
-    StepOptions { capacity, compute: DType::F32, dropout, max_grad_norm }
+    StepOptions { dropout, max_grad_norm, ..StepOptions::plain(capacity, DType::F32) }
 }
 
 /// The step of a spec, fused or as it was pruned.

@@ -6,8 +6,11 @@ use super::{CAPACITY, network};
 use crate::common::{LENGTHS, mask_of, network_of, options, plan_of, random_batch, tiny_config};
 use frostline::batch::Batch;
 use frostline::model::{Family, Network, Pooling};
+use frostline::plan::accumulate::accumulate;
 use frostline::plan::prefix::compile_cached;
-use frostline::plan::{Capacity, Cost, Counts, Op, Phase, Plan, StepOptions};
+use frostline::plan::{
+    Capacity, Cost, Counts, Loss, Op, Phase, Plan, StepOptions, prune, training_step,
+};
 use frostline::tensor::DType;
 
 // The sizes of the network and the batch, in the letters of the crate's documentation.
@@ -244,6 +247,8 @@ fn every_op_costs_what_its_shapes_say() {
         check(&plan(&network, "none", DType::F32, true, false), &network, &plain_rows());
     covered.extend(check(&plan(&network, "none", DType::F32, true, true), &network, &fused_rows()));
     covered.insert(prefix_load());
+    weighted_and_smoothed_losses();
+    covered.insert(grad_accumulate());
     let text = include_str!("../../src/plan/op.rs");
     let variants: BTreeSet<&str> = (text.lines())
         .filter(|line| line.trim_start().starts_with("Op::"))
@@ -270,6 +275,44 @@ fn prefix_load() -> &'static str {
         assert_eq!(cost, expected, "{spec} {dtype:?}");
     }
     "prefix_load"
+}
+
+/// Beginning a sum is a copy; then two are read, one written, and there is an addition a value.
+fn grad_accumulate() -> &'static str {
+    let network = network(Pooling::Pooler);
+    let counts = Counts::of(&batch(&network));
+    let parts = accumulate(&plan(&network, "none", DType::Bf16, true, true));
+    for (plan, flops, bytes) in [
+        (&parts.first, 0, 2 * F32 * N_VALUES),
+        (&parts.next, N_VALUES, 3 * F32 * N_VALUES),
+        (&parts.last, N_VALUES, 3 * F32 * N_VALUES),
+    ] {
+        let op = plan.ops.iter().find(|op| op.name() == "grad_accumulate").unwrap();
+        let expected = Cost { flops: flops as u64, bytes: bytes as u64 };
+        assert_eq!(plan.cost(op, &counts), expected);
+    }
+    "grad_accumulate"
+}
+
+/// A weight a row, a sum over the logits, a subtraction from each gradient.
+fn weighted_and_smoothed_losses() {
+    let network = network(Pooling::Mean);
+    let batch = batch(&network);
+    for (is_weighted, smoothing, spec, flops, bytes) in [
+        (true, 0.0, "none", 4 + 2, F32 * (2 * B * C[0] + 1 + B) + I32 * B),
+        (false, 0.1, "none", 5 + 3, F32 * (2 * B * C[0] + 1) + I32 * B),
+        (true, 0.1, "all", 5, F32 * (B * C[0] + 1 + B) + I32 * B),
+    ] {
+        let options = StepOptions {
+            loss: Loss { is_weighted, smoothing },
+            ..options(Capacity::of([&batch]), false, None)
+        };
+        let plan = prune(&training_step(&network, &options), &network, &mask_of(&network, spec));
+        let op = plan.ops.iter().find(|op| op.name() == "xent_fwd").unwrap();
+        let flops = (LABELLED * C[0] * flops) as u64;
+        let expected = Cost { flops, bytes: bytes as u64 };
+        assert_eq!(plan.cost(op, &Counts::of(&batch)), expected, "{is_weighted} {smoothing}");
+    }
 }
 
 #[test]

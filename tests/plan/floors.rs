@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::common::{mask_of, network_of, options, plan_of};
 use frostline::model::{Config, Pooling};
+use frostline::plan::accumulate::accumulate;
 use frostline::plan::prefix::compile_cached;
 use frostline::plan::{Capacity, Counts, StepOptions};
 use frostline::tensor::DType;
@@ -43,7 +44,9 @@ fn floors(dtype: DType, sequences: usize, length: usize) -> BTreeMap<&'static st
                 let cached = compile_cached(&network, &mask_of(&network, spec), &options);
                 let load = cached.iter().flat_map(|plan| plan.ops.iter().take(1));
                 let load = load.map(|op| (op, cached.as_ref().unwrap_or(&plan)));
-                for (op, plan) in plan.ops.iter().map(|op| (op, &plan)).chain(load) {
+                let next = accumulate(&plan).next;
+                let add = next.ops.last().map(|op| (op, &next));
+                for (op, plan) in plan.ops.iter().map(|op| (op, &plan)).chain(load).chain(add) {
                     let cost = plan.cost(op, &counts);
                     let arithmetic = cost.flops as f64 / flops_per_second;
                     let floor = 1e6 * arithmetic.max(cost.bytes as f64 / BYTES_PER_SECOND);

@@ -134,11 +134,11 @@ proptest! {
         clips: bool,
     ) {
         let network = network(pooling);
+        let compute = if narrow { DType::Bf16 } else { DType::F32 };
         let options = StepOptions {
-            capacity: CAPACITY,
-            compute: if narrow { DType::Bf16 } else { DType::F32 },
             dropout,
             max_grad_norm: clips.then_some(1.0),
+            ..StepOptions::plain(CAPACITY, compute)
         };
         let full = training_step(&network, &options);
         let plan = prune(&full, &network, &mask);

@@ -21,7 +21,7 @@ DECLARE(f32, float)
 DECLARE(bf16, bf16)
 void pool_fwd_bf16_narrow(const StepState*, int, int, const bf16*, const int*, bf16*);
 void head_wgrad(const StepState*, int, int, const float*, const float*, const int*, float*, float*);
-void xent_fwd(const StepState*, int, const float*, const int*, float*, float*);
+void xent_fwd(const StepState*, int, const float*, const int*, const float*, float, float*, float*);
 }
 
 namespace {
@@ -178,7 +178,8 @@ struct ExpectedLoss {
   Floats dlogits;
 };
 
-ExpectedLoss expected_loss(const Task<float>& task) {
+// `weights` is empty for the mean over the labelled rows.
+ExpectedLoss expected_loss(const Task<float>& task, const Floats& weights, double smoothing) {
   int n_labelled = 0;
   for (int label : task.classes) n_labelled += label >= 0;
   double loss = 0.0;
@@ -189,29 +190,40 @@ ExpectedLoss expected_loss(const Task<float>& task) {
     double top = -INFINITY, sum = 0.0;
     for (int i = 0; i < task.n_labels; ++i) top = std::fmax(top, logits[i]);
     for (int i = 0; i < task.n_labels; ++i) sum += std::exp(logits[i] - top);
-    if (label >= 0) loss += (top + std::log(sum) - logits[label]) / n_labelled;
+    const double weight = weights.empty() ? 1.0 / n_labelled : weights[row];
     for (int i = 0; i < task.n_labels; ++i) {
-      const double gradient = (std::exp(logits[i] - top) / sum - (i == label)) / n_labelled;
+      const double share = (1.0 - smoothing) * (i == label) + smoothing / task.n_labels;
+      if (label >= 0) loss += weight * share * (top + std::log(sum) - logits[i]);
+      const double gradient = weight * (std::exp(logits[i] - top) / sum - share);
       dlogits.push_back(label == ABSENT ? NAN : label < 0 ? 0.0f : static_cast<float>(gradient));
     }
   }
   return {static_cast<float>(loss), dlogits};
 }
 
-void check_xent(int n_rows, int n_labels, int share) {
+void check_xent(int n_rows, int n_labels, int share, bool is_weighted = false, float smoothing = 0.0f) {
   const Task<float> task(n_rows, 1, n_labels, share, 2);
   const StepState state = step_state(n_rows, n_rows);
-  const ExpectedLoss expected = expected_loss(task);
-  const std::string what = "xent_fwd " + head_shape(task, 1) + ", share " + std::to_string(share);
+  Floats row_weights = is_weighted ? testing::random(n_rows, 50) : Floats();
+  for (float& weight : row_weights) weight = 0.2f + std::fabs(weight);
+  const ExpectedLoss expected = expected_loss(task, row_weights, smoothing);
+  // What a row without a label weighs is not looked at.
+  for (int row = 0; row < n_rows && is_weighted; ++row) {
+    if (task.classes[row] < 0) row_weights[row] = NAN;
+  }
+  const Buffer<float> given(row_weights);
+  const float* weights = is_weighted ? given.data() : nullptr;
+  const std::string what = "xent_fwd " + head_shape(task, 1) + ", share " + std::to_string(share) +
+                           (is_weighted ? ", weighted" : "") + ", smoothing " + std::to_string(smoothing);
   repeat([&](Results& results) {
     Buffer<float> loss(1), dlogits = empty_rows<float>(n_rows, n_labels);
     testing::launch(&xent_fwd, "xent_fwd", 1, 512, 256, &state, n_labels, task.logits.data(),
-                    task.labels.data(), loss.data(), dlogits.data());
+                    task.labels.data(), weights, smoothing, loss.data(), dlogits.data());
     results.check(what + " loss", loss, {expected.loss}, FLOAT_TOLERANCE);
     results.check(what + " dlogits", dlogits, expected.dlogits, FLOAT_TOLERANCE);
     loss.poison();
     testing::launch(&xent_fwd, "xent_fwd", 1, 512, 256, &state, n_labels, task.logits.data(),
-                    task.labels.data(), loss.data(), nullptr);
+                    task.labels.data(), weights, smoothing, loss.data(), nullptr);
     results.check(what + " loss alone", loss, {expected.loss}, FLOAT_TOLERANCE);
   });
 }
@@ -328,5 +340,12 @@ int main() {
     }
   }
   check_xent(7, 1000, 3);
+  for (int rows : {1, 7, 129}) {
+    for (int share : {0, 3, 7}) {
+      check_xent(rows, 3, share, true);
+      check_xent(rows, 5, share, false, 0.1f);
+      check_xent(rows, 77, share, true, 0.3f);
+    }
+  }
   return testing::summary();
 }

@@ -1,4 +1,4 @@
-// Checks of the gradients' norm and of AdamW against plain loops in double.
+// Checks of sums of gradients, of their norm and of AdamW against plain loops in double.
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -11,6 +11,7 @@
 extern "C" {
 void grad_norm(const StepState*, const uint64_t*, const uint2*, float, float*, unsigned*, float*);
 void adamw_step(const StepState*, const uint64_t*, const uint2*, const float*);
+void grad_accumulate(const StepState*, const uint64_t*, const uint2*, int);
 }
 
 namespace {
@@ -120,6 +121,30 @@ void check_grad_norm(float max_norm) {
   });
 }
 
+// The sums lie where the values do; beginning must not read them.
+void check_grad_accumulate(bool begins) {
+  std::vector<Trained> tensors = some_tensors();
+  for (Trained& t : tensors) t.is_narrow = false;
+  const StepState state = step_state(0, 0);
+  repeat([&](Results& results) {
+    Device device(tensors);
+    if (begins) {
+      for (Device::Arrays& arrays : device.arrays) arrays.value.poison();
+    }
+    const unsigned n_chunks = static_cast<unsigned>(device.chunks.size());
+    testing::launch(&grad_accumulate, "grad_accumulate", n_chunks, 256, 0, &state, device.table.data(),
+                    device.chunks.data(), begins ? 1 : 0);
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      const Trained& t = tensors[i];
+      Floats expected;
+      for (size_t at = 0; at < t.grad.size(); ++at) expected.push_back(begins ? t.grad[at] : t.value[at] + t.grad[at]);
+      const std::string what = "grad_accumulate of " + std::to_string(t.value.size());
+      results.check(what + " sum", device.arrays[i].value, expected, 0.0);
+      results.check(what + " grad", device.arrays[i].grad, t.grad, 0.0);
+    }
+  });
+}
+
 // The step in double, in place.
 void expect_adamw(const StepState& state, double clip, Trained& t) {
   const double rate = double(t.rate_scale) * (t.is_head ? state.head_learning_rate : state.learning_rate);
@@ -170,6 +195,8 @@ void check_adamw(const float* norm_and_clip) {
 }  // namespace
 
 int main() {
+  check_grad_accumulate(true);
+  check_grad_accumulate(false);
   check_grad_norm(0.5f);
   check_grad_norm(1e6f);
   const float norm_and_clip[2] = {2.0f, 0.5f};

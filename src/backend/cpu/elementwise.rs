@@ -183,6 +183,15 @@ pub fn embed_wgrad(
     add_rows_by_id(dx, ids, padding_row, width, dtable);
 }
 
+/// The CPU's bandwidth bounds it, not its arithmetic.
+pub fn grad_accumulate(grad: &[f32], sum: &mut [f32], begins: bool) {
+    const PIECE: usize = 64 * 1024;
+    sum.par_chunks_mut(PIECE).zip(grad.par_chunks(PIECE)).for_each(|(sum, grad)| match begins {
+        true => sum.copy_from_slice(grad),
+        false => math::add(grad, sum),
+    });
+}
+
 pub fn grad_norm(grads: &[&[f32]], max_norm: f32) -> [f32; 2] {
     const PIECE: usize = 64 * 1024;
     let sums: Vec<f64> = grads

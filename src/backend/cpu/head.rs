@@ -3,7 +3,7 @@
 
 use super::math;
 use super::vectorised::vectorised;
-use crate::backend::host::ops::{FwdPart, HeadPart};
+use crate::backend::host::ops::{FwdPart, HeadPart, Targets};
 use crate::batch::ABSENT_LABEL;
 
 vectorised! {
@@ -70,11 +70,17 @@ vectorised! {
 }
 
 /// In f64: few numbers, and the loss is what people look at.
-pub fn xent_fwd(logits: &[f32], labels: &[i32], loss: &mut [f32], mut dlogits: Option<&mut [f32]>) {
-    let n = logits.len() / labels.len();
-    let n_labelled = labels.iter().filter(|&&label| label >= 0).count() as f64;
+pub fn xent_fwd(
+    logits: &[f32],
+    targets: &Targets,
+    loss: &mut [f32],
+    mut dlogits: Option<&mut [f32]>,
+) {
+    let n = logits.len() / targets.labels.len();
+    let (weight, divisor) = targets.scales();
+    let smoothing = f64::from(targets.smoothing);
     let mut total = 0.0;
-    for (row, &label) in labels.iter().enumerate() {
+    for (row, &label) in targets.labels.iter().enumerate() {
         if label == ABSENT_LABEL {
             continue;
         }
@@ -87,11 +93,17 @@ pub fn xent_fwd(logits: &[f32], labels: &[i32], loss: &mut [f32], mut dlogits: O
         let top = f64::from(math::max(logits));
         let exp = |logit: f32| (f64::from(logit) - top).exp();
         let sum: f64 = logits.iter().map(|&logit| exp(logit)).sum();
-        total += top + sum.ln() - f64::from(logits[label]);
+        let mut aimed_at = f64::from(logits[label]);
+        if smoothing > 0.0 {
+            let mean = logits.iter().copied().map(f64::from).sum::<f64>() / n as f64;
+            aimed_at += smoothing * (mean - aimed_at);
+        }
+        let weight = weight(row);
+        total += weight * (top + sum.ln() - aimed_at);
         for (class, out) in dlogits.into_iter().flatten().enumerate() {
-            let target = if class == label { 1.0 } else { 0.0 };
-            *out = ((exp(logits[class]) / sum - target) / n_labelled) as f32;
+            let share = targets.share(class, label, n);
+            *out = (weight * (exp(logits[class]) / sum - share) / divisor) as f32;
         }
     }
-    loss[0] = if n_labelled > 0.0 { (total / n_labelled) as f32 } else { 0.0 };
+    loss[0] = if divisor > 0.0 { (total / divisor) as f32 } else { 0.0 };
 }

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use self::gemm::{MatMut, MatRef, Product};
 use super::host::ops::{
     AdamwTensor, AttentionGradients, AttentionSaved, AttentionShape, DgradPart, Embedding, FwdPart,
-    HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops, Qkv, RowMask,
+    HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops, Qkv, RowMask, Targets,
     WgradPart,
 };
 use crate::model::Pooling;
@@ -135,11 +135,11 @@ impl Ops for Cpu {
     fn xent_fwd(
         &self,
         logits: &[f32],
-        labels: &[i32],
+        targets: &Targets,
         loss: &mut [f32],
         dlogits: Option<&mut [f32]>,
     ) {
-        head::xent_fwd(logits, labels, loss, dlogits);
+        head::xent_fwd(logits, targets, loss, dlogits);
     }
 
     fn head_dgrad(&self, parts: &[HeadPart<f32>], dx: &mut [f32]) {
@@ -236,6 +236,10 @@ impl Ops for Cpu {
         dtable: &mut [f32],
     ) {
         elementwise::embed_wgrad(dx, ids, padding_row, width, dtable);
+    }
+
+    fn grad_accumulate(&self, grad: &[f32], sum: &mut [f32], begins: bool) {
+        elementwise::grad_accumulate(grad, sum, begins);
     }
 
     fn grad_norm(&self, grads: &[&[f32]], max_norm: f32) -> [f32; 2] {

@@ -13,7 +13,7 @@ pub(super) const STATE_BYTES: usize = 64;
 /// Places in the block are multiples of this many bytes.
 const ALIGNMENT_BYTES: usize = 256;
 
-/// An array of 32-bit integers that kernels read.
+/// An array of 32-bit words that kernels read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Derived {
     /// Part of the batch as it is.
@@ -34,7 +34,7 @@ impl Derived {
     /// Elements at most.
     fn capacity(self, capacity: Capacity) -> usize {
         match self {
-            Derived::Input(Input::Labels(_)) => capacity.sequences,
+            Derived::Input(Input::Labels(_) | Input::LossWeights(_)) => capacity.sequences,
             Derived::Input(Input::CuSeqlens) => capacity.sequences + 1,
             // Of sequences, or of tokens.
             Derived::Input(Input::PrefixRows) => capacity.tokens.max(capacity.sequences),
@@ -91,6 +91,8 @@ fn input_of(batch: &Batch, input: Input) -> &[i32] {
         Input::TokenTypeIds => &batch.token_type_ids,
         Input::CuSeqlens => &batch.cu_seqlens,
         Input::Labels(task) => &batch.labels[task],
+        // Kernels read these words as the f32 that they are.
+        Input::LossWeights(task) => bytemuck::cast_slice(&batch.loss_weights[task]),
         Input::PrefixRows => &batch.prefix_rows,
     }
 }

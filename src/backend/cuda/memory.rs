@@ -32,6 +32,7 @@ struct Param {
     source: Option<Vec<f32>>,
     master: Option<Block>,
     gradient: Option<Block>,
+    gradient_sum: Option<Block>,
     moment1: Option<Block>,
     moment2: Option<Block>,
 }
@@ -56,6 +57,7 @@ impl Memory {
             let is_there = match buffer.role {
                 Role::Master(id) => is_there(id, |param| param.master),
                 Role::Gradient(id) => is_there(id, |param| param.gradient),
+                Role::GradientSum(id) => is_there(id, |param| param.gradient_sum),
                 Role::Moment1(id) => is_there(id, |param| param.moment1),
                 Role::Moment2(id) => is_there(id, |param| param.moment2),
                 _ => true,
@@ -79,11 +81,9 @@ impl Memory {
             let n = plan.buffer(buf).n_elements(0, 0);
             let n_bytes = n * size_of::<f32>();
             match plan.buffer(buf).role {
-                Role::Gradient(id) => {
-                    let slot = &mut self.param(id).gradient;
-                    if slot.is_none() {
-                        *slot = Some(Block::new(device, n_bytes)?);
-                    }
+                Role::Gradient(id) => reserve(device, &mut self.param(id).gradient, n_bytes)?,
+                Role::GradientSum(id) => {
+                    reserve(device, &mut self.param(id).gradient_sum, n_bytes)?;
                 }
                 Role::Moment1(id) => zeros(device, &mut self.param(id).moment1, n_bytes)?,
                 Role::Moment2(id) => zeros(device, &mut self.param(id).moment2, n_bytes)?,
@@ -131,6 +131,7 @@ impl Memory {
                 source: None,
                 master: None,
                 gradient: None,
+                gradient_sum: None,
                 moment1: None,
                 moment2: None,
             };
@@ -192,6 +193,13 @@ impl Memory {
     }
 }
 
+fn reserve(device: &mut dyn Device, slot: &mut Option<Block>, n_bytes: usize) -> Result<()> {
+    if slot.is_none() {
+        *slot = Some(Block::new(device, n_bytes)?);
+    }
+    Ok(())
+}
+
 fn zeros(device: &mut dyn Device, slot: &mut Option<Block>, n_bytes: usize) -> Result<()> {
     if slot.is_none() {
         let block = Block::new(device, n_bytes)?;
@@ -233,6 +241,7 @@ impl Addresses<'_> {
             Role::Value(id) => Some(param(id).value),
             Role::Master(id) => param(id).master,
             Role::Gradient(id) => param(id).gradient,
+            Role::GradientSum(id) => param(id).gradient_sum,
             Role::Moment1(id) => param(id).moment1,
             Role::Moment2(id) => param(id).moment2,
             Role::Transient | Role::Result => {

@@ -4,7 +4,7 @@ use super::frame::Frame;
 use super::ops::{
     AdamwTensor, AttentionGradients, AttentionSaved, AttentionShape, DgradPart, Element, Embedding,
     FwdPart, HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops, Qkv, RowMask,
-    WgradPart,
+    Targets, WgradPart,
 };
 use super::{HostBackend, Operands};
 use crate::backend::dropout::Mask;
@@ -25,10 +25,16 @@ impl<O: Ops> HostBackend<O> {
     ) {
         let plan = &bound.plan;
         match op {
+            Op::GradAccumulate { items, begins } => {
+                for item in items {
+                    let ParamId(at) = param_of(plan, item.grad);
+                    let grad = &self.memory.gradients[at];
+                    self.ops.grad_accumulate(grad, &mut self.memory.gradient_sums[at], *begins);
+                }
+            }
             Op::GradNorm { grads, max_norm, out } => {
-                let grads: Vec<&[O::Element]> = (grads.iter())
-                    .map(|grad| self.memory.gradients[param_of(plan, *grad).0].as_slice())
-                    .collect();
+                let grads: Vec<&[O::Element]> =
+                    grads.iter().map(|grad| self.memory.gradient(plan, *grad)).collect();
                 let norm_and_factor = self.ops.grad_norm(&grads, *max_norm);
                 let mut frame = self.open(bound, operands, batch);
                 frame.write(*out).copy_from_slice(&norm_and_factor);
@@ -63,9 +69,13 @@ impl<O: Ops> HostBackend<O> {
     fn adamw_step(&mut self, plan: &Plan, item: &AdamwItem, factor: f64, state: &StepState) {
         let ParamId(at) = param_of(plan, item.value);
         let rate = if item.is_head { state.head_learning_rate } else { state.learning_rate };
+        let grad = match plan.buffer(item.grad).role {
+            Role::GradientSum(_) => &self.memory.gradient_sums[at],
+            _ => &self.memory.gradients[at],
+        };
         self.ops.adamw_step(AdamwTensor {
             value: &mut self.memory.values[at],
-            grad: &self.memory.gradients[at],
+            grad,
             moment1: &mut self.memory.moment1[at],
             moment2: &mut self.memory.moment2[at],
             learning_rate: f64::from(rate) * f64::from(item.rate.scale),
@@ -190,9 +200,14 @@ fn compute<O: Ops>(
             let part = FwdPart { weight, bias, out: frame.write(*logits) };
             ops.head_fwd(frame.read(*x), frame.input(*labels), part);
         }
-        Op::XentFwd { logits, labels, loss, dlogits, .. } => {
+        Op::XentFwd { logits, labels, weights, smoothing, loss, dlogits, .. } => {
+            let targets = Targets {
+                labels: frame.input(*labels),
+                weights: weights.map(|buf| frame.loss_weights(buf)),
+                smoothing: *smoothing,
+            };
             let (loss, dlogits) = (frame.write(*loss), frame.write_optional(*dlogits));
-            ops.xent_fwd(frame.read(*logits), frame.input(*labels), loss, dlogits);
+            ops.xent_fwd(frame.read(*logits), &targets, loss, dlogits);
         }
         Op::HeadDgrad { parts, dx } => {
             let parts: Vec<_> = (parts.iter())
@@ -309,7 +324,7 @@ fn compute<O: Ops>(
             let (ids, width) = (frame.input(*ids), frame.cols(*dtable));
             ops.embed_wgrad(frame.read(*dx), ids, *padding_row, width, frame.write(*dtable));
         }
-        Op::GradNorm { .. } | Op::AdamwStep { .. } => {
+        Op::GradAccumulate { .. } | Op::GradNorm { .. } | Op::AdamwStep { .. } => {
             unreachable!("the optimizer's ops go over parameters, not frames")
         }
     }

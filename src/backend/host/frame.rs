@@ -10,6 +10,7 @@ pub(super) struct Memory<E> {
     pub values: Vec<Vec<E>>,
     /// Empty for what no bound plan trains; so are the moments.
     pub gradients: Vec<Vec<E>>,
+    pub gradient_sums: Vec<Vec<E>>,
     pub moment1: Vec<Vec<E>>,
     pub moment2: Vec<Vec<E>>,
     arena: Vec<E>,
@@ -20,6 +21,7 @@ impl<E> Default for Memory<E> {
         Self {
             values: Vec::new(),
             gradients: Vec::new(),
+            gradient_sums: Vec::new(),
             moment1: Vec::new(),
             moment2: Vec::new(),
             arena: Vec::new(),
@@ -39,6 +41,7 @@ impl<E: Element> Memory<E> {
             let buffer = plan.buffer(buf);
             let is_there = match buffer.role {
                 Role::Gradient(id) => has(&self.gradients, id),
+                Role::GradientSum(id) => has(&self.gradient_sums, id),
                 Role::Moment1(id) => has(&self.moment1, id),
                 Role::Moment2(id) => has(&self.moment2, id),
                 _ => true,
@@ -58,6 +61,7 @@ impl<E: Element> Memory<E> {
             let n = buffer.n_elements(0, 0);
             match buffer.role {
                 Role::Gradient(id) => reserve(&mut self.gradients, id, n, E::NAN),
+                Role::GradientSum(id) => reserve(&mut self.gradient_sums, id, n, E::NAN),
                 Role::Moment1(id) => reserve(&mut self.moment1, id, n, E::ZERO),
                 Role::Moment2(id) => reserve(&mut self.moment2, id, n, E::ZERO),
                 _ => {}
@@ -80,6 +84,15 @@ impl<E: Element> Memory<E> {
 
     pub fn value(&self, param: ParamId) -> Vec<f32> {
         to_f32s(&self.values[param.0])
+    }
+
+    /// A parameter's gradient of one batch, or the sum of several.
+    pub fn gradient(&self, plan: &Plan, buf: BufId) -> &[E] {
+        match plan.buffer(buf).role {
+            Role::Gradient(id) => &self.gradients[id.0],
+            Role::GradientSum(id) => &self.gradient_sums[id.0],
+            role => unreachable!("{role:?} is no gradient of a parameter"),
+        }
     }
 
     /// Both moments, where something trains the parameter.
@@ -106,6 +119,7 @@ impl<E: Element> Memory<E> {
         let buffer = plan.buffer(buf);
         match buffer.role {
             Role::Gradient(id) => to_f32s(&self.gradients[id.0]),
+            Role::GradientSum(id) => to_f32s(&self.gradient_sums[id.0]),
             Role::Value(id) => to_f32s(&self.values[id.0]),
             Role::Moment1(id) => to_f32s(&self.moment1[id.0]),
             Role::Moment2(id) => to_f32s(&self.moment2[id.0]),
@@ -127,6 +141,7 @@ impl<E: Element> Memory<E> {
         match plan.buffer(buf).role {
             Role::Value(id) => self.values[id.0] = values,
             Role::Gradient(id) => self.gradients[id.0] = values,
+            Role::GradientSum(id) => self.gradient_sums[id.0] = values,
             Role::Moment1(id) => self.moment1[id.0] = values,
             Role::Moment2(id) => self.moment2[id.0] = values,
             _ => {
@@ -244,6 +259,14 @@ impl<'a, E: Element> Frame<'a, E> {
             Role::Input(Input::Labels(task)) => &self.batch.labels[task],
             Role::Input(Input::PrefixRows) => &self.batch.prefix_rows,
             role => unreachable!("{role:?} is no input"),
+        }
+    }
+
+    /// The weights that a batch gives its rows.
+    pub fn loss_weights(&self, buf: BufId) -> &'a [f32] {
+        match self.plan.buffer(buf).role {
+            Role::Input(Input::LossWeights(task)) => &self.batch.loss_weights[task],
+            role => unreachable!("{role:?} is no weight of rows"),
         }
     }
 

@@ -127,6 +127,39 @@ pub struct AttentionGradients<'a, E> {
     pub dv: Option<&'a mut [E]>,
 }
 
+/// What `xent_fwd` holds logits against, for B rows.
+#[derive(Clone, Copy)]
+pub struct Targets<'a> {
+    /// Classes, or what [`crate::batch`] has for rows without one.
+    pub labels: &'a [i32],
+    /// What each row's loss is multiplied with; None for the mean over the labelled rows.
+    pub weights: Option<&'a [f32]>,
+    /// The share of each target that all classes get alike.
+    pub smoothing: f32,
+}
+
+impl<'a> Targets<'a> {
+    /// The mean over the labelled rows, nothing smoothed.
+    pub fn new(labels: &'a [i32]) -> Self {
+        Targets { labels, weights: None, smoothing: 0.0 }
+    }
+
+    /// What each row's loss is multiplied with, and what all of them are divided by.
+    pub fn scales(&self) -> (impl Fn(usize) -> f64 + use<'a>, f64) {
+        let weights = self.weights;
+        let n_labelled = self.labels.iter().filter(|&&label| label >= 0).count();
+        let divisor = if weights.is_some() { 1.0 } else { n_labelled as f64 };
+        (move |row| weights.map_or(1.0, |weights| f64::from(weights[row])), divisor)
+    }
+
+    /// The share of `class` in the target of a row with label `label` of `n_labels`.
+    pub fn share(&self, class: usize, label: usize, n_labels: usize) -> f64 {
+        let smoothing = f64::from(self.smoothing);
+        let own = if class == label { 1.0 - smoothing } else { 0.0 };
+        own + smoothing / n_labels as f64
+    }
+}
+
 /// One head of `head_dgrad`: dlogits `[B, C]`, weight `[C, D]`, labels `[B]`.
 pub struct HeadPart<'a, E> {
     pub dlogits: &'a [E],
@@ -241,7 +274,7 @@ pub trait Ops: Send + Sync {
     fn xent_fwd(
         &self,
         logits: &[Self::Element],
-        labels: &[i32],
+        targets: &Targets,
         loss: &mut [Self::Element],
         dlogits: Option<&mut [Self::Element]>,
     );
@@ -325,6 +358,9 @@ pub trait Ops: Send + Sync {
         width: usize,
         dtable: &mut [Self::Element],
     );
+
+    /// `sum += grad`, or `sum = grad` where it `begins`.
+    fn grad_accumulate(&self, grad: &[Self::Element], sum: &mut [Self::Element], begins: bool);
 
     /// The global norm of `grads`, and `min(1, max_norm / (norm + 1e-6))`.
     fn grad_norm(&self, grads: &[&[Self::Element]], max_norm: f32) -> [Self::Element; 2];

@@ -6,7 +6,7 @@ pub mod math;
 use super::adamw;
 use super::host::ops::{
     AdamwTensor, AttentionGradients, AttentionSaved, AttentionShape, DgradPart, Embedding, FwdPart,
-    HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops, Qkv, RowMask,
+    HeadPart, NormDparams, NormDx, NormOutputs, NormParams, NormSaved, Ops, Qkv, RowMask, Targets,
     WgradPart,
 };
 use crate::batch::ABSENT_LABEL;
@@ -193,14 +193,14 @@ impl Ops for Reference {
     fn xent_fwd(
         &self,
         logits: &[f64],
-        labels: &[i32],
+        targets: &Targets,
         loss: &mut [f64],
         mut dlogits: Option<&mut [f64]>,
     ) {
-        let n_labels = logits.len() / labels.len();
-        let n_rows = labels.iter().filter(|&&label| label >= 0).count();
+        let n_labels = logits.len() / targets.labels.len();
+        let (weight, divisor) = targets.scales();
         loss[0] = 0.0;
-        for (row, &label) in labels.iter().enumerate() {
+        for (row, &label) in targets.labels.iter().enumerate() {
             if label == ABSENT_LABEL {
                 continue;
             }
@@ -208,14 +208,20 @@ impl Ops for Reference {
             let logits = &logits[places.clone()];
             let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = logits.iter().map(|v| (v - top).exp()).sum();
-            if label >= 0 {
-                loss[0] += (top + sum.ln() - logits[label as usize]) / n_rows as f64;
-            }
-            if let Some(dlogits) = &mut dlogits {
-                for (class, out) in dlogits[places].iter_mut().enumerate() {
-                    let target = if class as i32 == label { 1.0 } else { 0.0 };
-                    let p = (logits[class] - top).exp() / sum;
-                    *out = if label >= 0 { (p - target) / n_rows as f64 } else { 0.0 };
+            for class in 0..n_labels {
+                let (mut loss_of_class, mut gradient) = (0.0, 0.0);
+                if let Ok(label) = usize::try_from(label) {
+                    let scale = weight(row) / divisor;
+                    let share = targets.share(class, label, n_labels);
+                    // A class without a share counts for nothing, however unlikely it is.
+                    if share > 0.0 {
+                        loss_of_class = scale * share * (top + sum.ln() - logits[class]);
+                    }
+                    gradient = scale * ((logits[class] - top).exp() / sum - share);
+                }
+                loss[0] += loss_of_class;
+                if let Some(dlogits) = &mut dlogits {
+                    dlogits[places.start + class] = gradient;
                 }
             }
         }
@@ -406,6 +412,12 @@ impl Ops for Reference {
             for i in 0..width {
                 dtable[id as usize * width + i] += dx[t * width + i];
             }
+        }
+    }
+
+    fn grad_accumulate(&self, grad: &[f64], sum: &mut [f64], begins: bool) {
+        for (sum, grad) in sum.iter_mut().zip(grad) {
+            *sum = if begins { *grad } else { *sum + grad };
         }
     }
 

@@ -9,7 +9,10 @@ use crate::cli::args::{positive, positive_count};
 use crate::cli::data_args::BatchArgs;
 use crate::cli::step::{Rates, rate};
 use crate::freeze::Glob;
-use crate::train::{BestOptions, Metric, RateRules, Schedule, TrainOptions, Warmup};
+use crate::train::{
+    BestOptions, ClassWeights, LossOptions, Metric, RateRules, Schedule, TrainOptions, Warmup,
+    Weights,
+};
 use crate::{Error, Result};
 
 /// How long to train, and how the rate changes.
@@ -109,6 +112,9 @@ impl TrainingArgs {
         TrainOptions {
             limit: batch.limit(),
             even_batches: self.even_batches,
+            batches_per_step: 1,
+            loss: LossOptions::default(),
+            frozen_dropout: false,
             n_epochs: self.num_train_epochs,
             max_steps: self.max_steps,
             learning_rate: rates.learning_rate,
@@ -124,6 +130,92 @@ impl TrainingArgs {
             seed,
         }
     }
+}
+
+/// What is minimised, and over how many rows at a time.
+#[derive(clap::Args, Debug)]
+pub struct LossArgs {
+    /// Batches of a step: their gradients are those of one batch with all their rows, in the memory of one
+    #[arg(
+        long,
+        alias = "gradient_accumulation_steps",
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = positive
+    )]
+    pub gradient_accumulation_steps: usize,
+    /// Share of each target that all labels get alike
+    #[arg(
+        long,
+        alias = "label_smoothing_factor",
+        value_name = "SHARE",
+        default_value_t = 0.0,
+        value_parser = smoothing
+    )]
+    label_smoothing_factor: f32,
+    /// What a task's loss is multiplied with (repeatable) [default: 1]
+    #[arg(long, alias = "task_weight", value_name = "TASK=WEIGHT", value_parser = task_weight)]
+    task_weight: Vec<(String, f32)>,
+    /// Weights of labels: balanced (as rare as they are), or LABEL:WEIGHT,... with 1 for the others; of one task, or of all
+    /// (repeatable)
+    #[arg(
+        long,
+        alias = "class_weights",
+        value_name = "[TASK=]WEIGHTS",
+        value_parser = class_weights
+    )]
+    class_weights: Vec<ClassWeights>,
+    /// Keep dropout on in the frozen part, as PyTorch does after model.train(); it then cannot be cached
+    #[arg(long, alias = "frozen_dropout")]
+    pub frozen_dropout: bool,
+}
+
+impl LossArgs {
+    /// What counts how much.
+    pub fn loss(&self) -> LossOptions {
+        LossOptions {
+            smoothing: self.label_smoothing_factor,
+            task_weights: self.task_weight.clone(),
+            class_weights: self.class_weights.clone(),
+        }
+    }
+}
+
+fn smoothing(text: &str) -> std::result::Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if (0.0..1.0).contains(&value) => Ok(value),
+        _ => Err("expected a share from 0, under 1".into()),
+    }
+}
+
+fn weight(text: &str) -> std::result::Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        _ => Err(format!("`{text}`: expected a weight above 0")),
+    }
+}
+
+fn task_weight(text: &str) -> std::result::Result<(String, f32), String> {
+    let (task, value) = text.split_once('=').ok_or("expected TASK=WEIGHT")?;
+    Ok((task.to_owned(), weight(value)?))
+}
+
+fn class_weights(text: &str) -> std::result::Result<ClassWeights, String> {
+    // Names of tasks have no colon; labels may have anything.
+    let (task, rest) = match text.split_once('=') {
+        Some((task, rest)) if !task.contains(':') => (Some(task.to_owned()), rest),
+        _ => (None, text),
+    };
+    if rest == "balanced" {
+        return Ok(ClassWeights { task, weights: Weights::Balanced });
+    }
+    let one = |item: &str| {
+        let (label, value) =
+            item.rsplit_once(':').ok_or("expected balanced or LABEL:WEIGHT,...")?;
+        Ok((label.to_owned(), weight(value)?))
+    };
+    let given: std::result::Result<_, String> = rest.split(',').map(one).collect();
+    Ok(ClassWeights { task, weights: Weights::Given(given?) })
 }
 
 /// Rates of single parameters.
@@ -207,19 +299,23 @@ pub struct CacheArgs {
 }
 
 impl CacheArgs {
-    /// The options of a run; `auto` is off under a schedule, which moves the frost line.
+    /// The options of a run; `auto` is off under a schedule, which moves the frost line, and where dropout acts below
+    /// it, so that no two passes give the same.
     ///
     /// # Errors
-    /// A cache that is asked for beside a schedule.
-    pub fn options(&self, has_schedule: bool) -> Result<CacheOptions> {
-        let place = match (has_schedule, self.cache) {
-            (true, CachePlace::Auto | CachePlace::Off) => CachePlace::Off,
-            (true, _) => {
-                return Err(Error::usage(
-                    "--cache: a --schedule moves what is frozen: use --cache off",
-                ));
-            }
-            (false, place) => place,
+    /// A cache that is asked for beside one of these.
+    pub fn options(&self, has_schedule: bool, frozen_dropout: bool) -> Result<CacheOptions> {
+        let why_not = if has_schedule {
+            Some("a --schedule moves what is frozen")
+        } else if frozen_dropout {
+            Some("with --frozen-dropout the frozen part gives something else every time")
+        } else {
+            None
+        };
+        let place = match (why_not, self.cache) {
+            (None, place) => place,
+            (Some(_), CachePlace::Auto | CachePlace::Off) => CachePlace::Off,
+            (Some(why), _) => return Err(Error::usage(format!("--cache: {why}: use --cache off"))),
         };
         let folder = self.cache_dir.clone().unwrap_or_else(|| user_cache().join("frostline"));
         Ok(CacheOptions { place, folder, limit_bytes: self.cache_limit.saturating_mul(1_000_000) })

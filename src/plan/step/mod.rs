@@ -17,8 +17,34 @@ pub struct StepOptions {
     pub compute: DType,
     /// Whether dropout acts, with the probabilities of config.json.
     pub dropout: bool,
+    /// Whether dropout acts below the frost line too, as long as anything trains.
+    pub frozen_dropout: bool,
     /// Clips the global gradient norm to this, None for no clipping.
     pub max_grad_norm: Option<f32>,
+    pub loss: Loss,
+}
+
+impl StepOptions {
+    /// A step in which nothing is drawn, clipped or weighted: what a forward pass needs.
+    pub fn plain(capacity: Capacity, compute: DType) -> Self {
+        StepOptions {
+            capacity,
+            compute,
+            dropout: false,
+            frozen_dropout: false,
+            max_grad_norm: None,
+            loss: Loss::default(),
+        }
+    }
+}
+
+/// How rows and classes count in the loss; by default it is the mean cross-entropy over the labelled rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Loss {
+    /// Whether batches say what each row's loss is multiplied with.
+    pub is_weighted: bool,
+    /// Label smoothing: the share of each target that all classes get alike.
+    pub smoothing: f32,
 }
 
 /// The step for `network` in which every parameter that the loss reaches trains.
@@ -100,6 +126,8 @@ struct Inputs {
     token_type_ids: BufId,
     cu_seqlens: BufId,
     labels: Vec<BufId>,
+    /// Empty where the loss is a mean.
+    loss_weights: Vec<BufId>,
 }
 
 impl<'a> Builder<'a> {
@@ -107,9 +135,12 @@ impl<'a> Builder<'a> {
         let mut buffers = Vec::new();
         let mut push = |name: &str, rows, input| {
             let (name, role) = (name.to_owned(), Role::Input(input));
-            buffers.push(Buffer { name, rows, cols: 1, dtype: DType::I32, role });
+            let dtype =
+                if matches!(input, Input::LossWeights(_)) { DType::F32 } else { DType::I32 };
+            buffers.push(Buffer { name, rows, cols: 1, dtype, role });
             BufId(buffers.len() - 1)
         };
+        let n_weighted = if options.loss.is_weighted { network.heads.len() } else { 0 };
         let inputs = Inputs {
             input_ids: push("input_ids", Rows::Tokens, Input::InputIds),
             position_ids: push("position_ids", Rows::Tokens, Input::PositionIds),
@@ -118,6 +149,12 @@ impl<'a> Builder<'a> {
             labels: (network.heads.iter().enumerate())
                 .map(|(i, head)| {
                     push(&format!("labels.{}", head.task), Rows::Sequences, Input::Labels(i))
+                })
+                .collect(),
+            loss_weights: (network.heads.iter().enumerate().take(n_weighted))
+                .map(|(i, head)| {
+                    let name = format!("loss_weights.{}", head.task);
+                    push(&name, Rows::Sequences, Input::LossWeights(i))
                 })
                 .collect(),
         };
@@ -193,6 +230,8 @@ impl<'a> Builder<'a> {
     }
 
     fn dropout(&self, p: f32, site: u32, group: Group) -> Option<Dropout> {
+        // Pruning switches off what lies below the frost line, and no such line lies above the heads.
+        let group = if self.options.frozen_dropout { Group::Head(0) } else { group };
         (self.options.dropout && p > 0.0).then_some(Dropout { p, site, group })
     }
 
@@ -440,7 +479,15 @@ impl<'a> Builder<'a> {
             task,
             logits,
         });
-        self.ops.push(Op::XentFwd { logits, labels, task, loss, dlogits: Some(dlogits) });
+        self.ops.push(Op::XentFwd {
+            logits,
+            labels,
+            weights: self.inputs.loss_weights.get(task).copied(),
+            smoothing: self.options.loss.smoothing,
+            task,
+            loss,
+            dlogits: Some(dlogits),
+        });
         self.tasks.push(TaskOutputs { task: name, logits, loss });
         dlogits
     }

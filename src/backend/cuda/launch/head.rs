@@ -88,18 +88,27 @@ pub(super) fn head_fwd(
     cx.launch(&format!("head_fwd_{}", cx.suffix(weight)), grid, THREADS, 0, &args)
 }
 
+/// What `xent_fwd` holds logits against.
+pub(super) struct Targets {
+    pub labels: BufId,
+    pub weights: Option<BufId>,
+    pub smoothing: f32,
+}
+
 /// All operands are f32 whatever the activations are, so the kernel has no suffix.
 pub(super) fn xent_fwd(
     cx: &mut Context,
     logits: BufId,
-    labels: BufId,
+    targets: &Targets,
     loss: BufId,
     dlogits: Option<BufId>,
 ) -> Result<()> {
     let args = [
         Arg::I32(cx.cols(logits) as i32),
         Arg::Address(cx.address(logits)),
-        Arg::Address(cx.address(labels)),
+        Arg::Address(cx.address(targets.labels)),
+        Arg::Address(cx.optional(targets.weights)),
+        Arg::F32(targets.smoothing),
         Arg::Address(cx.address(loss)),
         Arg::Address(cx.optional(dlogits)),
     ];

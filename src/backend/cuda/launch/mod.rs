@@ -304,8 +304,10 @@ fn dispatch(cx: &mut Context, op: &Op) -> Result<()> {
         Op::HeadFwd { x, weight, bias, labels, logits, .. } => {
             head::head_fwd(cx, *x, *weight, *bias, *labels, *logits)
         }
-        Op::XentFwd { logits, labels, loss, dlogits, .. } => {
-            head::xent_fwd(cx, *logits, *labels, *loss, *dlogits)
+        Op::XentFwd { logits, labels, weights, smoothing, loss, dlogits, .. } => {
+            let targets =
+                head::Targets { labels: *labels, weights: *weights, smoothing: *smoothing };
+            head::xent_fwd(cx, *logits, &targets, *loss, *dlogits)
         }
         Op::HeadDgrad { parts, dx } => head::head_dgrad(cx, parts, *dx),
         Op::HeadWgrad { x, dlogits, labels, dweight, dbias, .. } => {
@@ -347,6 +349,7 @@ fn dispatch(cx: &mut Context, op: &Op) -> Result<()> {
         Op::EmbedWgrad { dx, ids, padding_row, dtable } => {
             rows::embed_wgrad(cx, *dx, *ids, *padding_row, *dtable)
         }
+        Op::GradAccumulate { items, begins } => optimizer::grad_accumulate(cx, items, *begins),
         Op::GradNorm { grads, max_norm, out } => optimizer::grad_norm(cx, grads, *max_norm, *out),
         Op::AdamwStep { items, clip } => optimizer::adamw_step(cx, items, *clip),
     }

@@ -1,9 +1,10 @@
-//! The gradient norm and AdamW, each over all trained tensors in one launch, by tables of their addresses.
+//! Sums of gradients, their norm, and AdamW, each over all trained tensors in one launch, by tables of their
+//! addresses.
 
 use super::{Arg, Context};
 use crate::Result;
 use crate::plan::BufId;
-use crate::plan::op::AdamwItem;
+use crate::plan::op::{AdamwItem, GradAccumulateItem};
 
 const THREADS: u32 = 256;
 /// Elements of a tensor that one block goes over.
@@ -15,7 +16,7 @@ const NORM_SHARED_BYTES: usize = THREADS as usize * size_of::<f64>();
 const FLAG_DECAYS: u64 = 1;
 const FLAG_IS_HEAD: u64 = 2;
 
-/// One tensor's row of the table: value, master or 0, gradient, both moments, elements, flags, and the rate: its
+/// One tensor's row of the table: value (or sum of gradients), master or 0, gradient, both moments, elements, flags, and the rate: its
 /// scale in the low half, the skipped steps in the high half. A value that has a master is bf16.
 type Row = [u64; 8];
 
@@ -42,6 +43,24 @@ fn tables(
     let chunk_list = cx.table(|_| chunks(sizes));
     let n_chunks: usize = sizes.iter().map(|n| n.div_ceil(CHUNK)).sum();
     ([Arg::Address(tensors), Arg::Address(chunk_list)], n_chunks as u32)
+}
+
+/// All operands are f32 whatever the activations are, so the kernel has no suffix.
+pub(super) fn grad_accumulate(
+    cx: &mut Context,
+    items: &[GradAccumulateItem],
+    begins: bool,
+) -> Result<()> {
+    let sizes: Vec<usize> = items.iter().map(|item| n_elements(cx, item.grad)).collect();
+    let rows = |cx: &mut Context| {
+        let row = |(item, &n): (&GradAccumulateItem, &usize)| {
+            [cx.address(item.sum), 0, cx.address(item.grad), 0, 0, n as u64, 0, 0]
+        };
+        items.iter().zip(&sizes).map(row).collect()
+    };
+    let ([tensors, chunk_list], n_chunks) = tables(cx, &sizes, rows);
+    let args = [tensors, chunk_list, Arg::I32(i32::from(begins))];
+    cx.launch("grad_accumulate", [n_chunks, 1, 1], THREADS, 0, &args)
 }
 
 /// All operands are f32 whatever the activations are, so the kernel has no suffix.
