@@ -6,14 +6,18 @@ use std::sync::Arc;
 use crate::Result;
 use crate::backend::cuda::{CudaBackend, Device};
 use crate::backend::shadow::{Comparison, shadow};
-use crate::backend::{Backend, StepState};
+use crate::backend::{Backend, PrefixRows, StepState};
 use crate::batch::{ABSENT_LABEL, Batch, IGNORED_LABEL};
 use crate::data::SplitMix64;
 use crate::freeze::FreezeMask;
 use crate::model::params::Init;
-use crate::model::{Config, Network, ParamId, Pooling};
+use crate::model::{Config, Group, Network, ParamId, Pooling};
 use crate::philox::normal;
-use crate::plan::{Capacity, Layout, StepOptions, fuse::fuse, prune, training_step};
+use crate::plan::accumulate::accumulate;
+use crate::plan::prefix::compile_cached;
+use crate::plan::{
+    Capacity, Layout, Loss, Plan, StepOptions, compile, fuse::fuse, prune, training_step,
+};
 use crate::tensor::DType;
 
 /// Lengths of the checked batch: neighbours of a tile's sizes, a lone token, and one longer than a tile.
@@ -66,6 +70,7 @@ fn batch(network: &Network) -> Batch {
             _ => random.below(head.n_labels) as i32,
         };
         batch.labels.push((0..LENGTHS.len()).map(label).collect());
+        batch.loss_weights.push((0..LENGTHS.len()).map(|row| 0.1 + 0.05 * row as f32).collect());
     }
     batch
 }
@@ -81,7 +86,8 @@ fn value(network: &Network, id: ParamId) -> Vec<f32> {
     }
 }
 
-/// Compares every output of every op of whole steps, fused and not, in both types.
+/// Compares every output of every op of whole steps, fused and not, over several batches, and with a cached prefix, in
+/// both types.
 ///
 /// `open` gives a fresh backend on the device; `progress` is told what comes next.
 ///
@@ -93,31 +99,55 @@ pub fn check<D: Device>(
 ) -> Result<Vec<Comparison>> {
     let mut comparisons = Vec::new();
     for network in networks()? {
-        let batch = batch(&network);
+        let mut batch = batch(&network);
         let mut capacity = Capacity::of([&batch]);
         capacity.tokens += 21;
-        let mask = FreezeMask::none(network.params.len());
+        batch.prefix_rows = (0..batch.n_tokens() as i32).rev().collect();
+        let prefix = prefix_of(&network, batch.n_tokens());
+        let config = &network.config;
+        let size = config.hidden_size / config.n_heads;
         for compute in [DType::F32, DType::Bf16] {
-            let options = StepOptions {
-                dropout: true,
-                max_grad_norm: Some(1.0),
-                ..StepOptions::plain(capacity, compute)
-            };
-            let unfused = prune(&training_step(&network, &options), &network, &mask);
-            for plan in [fuse(&unfused), unfused] {
-                let config = &network.config;
-                let size = config.hidden_size / config.n_heads;
+            for plans in runs(&network, capacity, compute) {
                 progress(&format!("heads of {size}, {}", compute.name()));
                 let mut backend = open()?;
                 for id in network.param_ids() {
                     let dtype = network.param(id).dtype(compute);
                     backend.write_value(id, dtype, value(&network, id))?;
                 }
-                let layout = Arc::new(Layout::new(&plan));
-                let bound = backend.bind(Arc::new(plan), layout)?;
-                comparisons.extend(shadow(&mut backend, &bound, &batch, &STATE)?);
+                backend.set_prefix(prefix.clone(), capacity.tokens)?;
+                for plan in plans {
+                    let layout = Arc::new(Layout::new(&plan));
+                    let bound = backend.bind(Arc::new(plan), layout)?;
+                    let compared = shadow(&mut backend, &bound, &batch, &STATE, Some(&prefix))?;
+                    comparisons.extend(compared);
+                }
             }
         }
     }
     Ok(comparisons)
+}
+
+/// Plans that together launch every kernel; those of one run follow each other on one backend.
+fn runs(network: &Network, capacity: Capacity, compute: DType) -> Vec<Vec<Plan>> {
+    let options = StepOptions {
+        dropout: true,
+        max_grad_norm: Some(1.0),
+        ..StepOptions::plain(capacity, compute)
+    };
+    let mask = FreezeMask::none(network.params.len());
+    let unfused = prune(&training_step(network, &options), network, &mask);
+    let weighted = StepOptions { loss: Loss { is_weighted: true, smoothing: 0.1 }, ..options };
+    let parts = accumulate(&compile(network, &mask, &weighted));
+    let mut embeddings = mask;
+    let is_embedding = |id: &ParamId| network.param(*id).group == Group::Embeddings;
+    network.param_ids().filter(is_embedding).for_each(|id| embeddings.set(id, true));
+    let mut runs = vec![vec![fuse(&unfused)], vec![unfused], vec![parts.first, parts.last]];
+    runs.extend(compile_cached(network, &embeddings, &options).map(|plan| vec![plan]));
+    runs
+}
+
+/// A cache of as many rows of the hidden state as there are tokens.
+fn prefix_of(network: &Network, n_tokens: usize) -> PrefixRows {
+    let cols = network.config.hidden_size;
+    PrefixRows { cols, values: Arc::new(normal(6, 0, n_tokens * cols, 1.0)), on_device: true }
 }

@@ -103,7 +103,7 @@ fn every_op_is_right_on_the_emulator() {
             for fused in [true, false] {
                 let schedule = Schedule::default();
                 let mut it = emulated(network, &batch, spec, compute, fused, schedule);
-                let found = shadow(&mut it.backend, &it.bound, &batch, &STATE).unwrap();
+                let found = shadow(&mut it.backend, &it.bound, &batch, &STATE, None).unwrap();
                 seen.extend(check(&format!("{compute:?} fused {fused}"), &found));
             }
         }
@@ -127,7 +127,7 @@ fn freezes_drop_outputs_and_leave_the_rest_right() {
             "name:*key*+name:*LayerNorm.weight",
         ] {
             let mut it = emulated(&network, &batch, spec, compute, true, Schedule::default());
-            let found = shadow(&mut it.backend, &it.bound, &batch, &STATE).unwrap();
+            let found = shadow(&mut it.backend, &it.bound, &batch, &STATE, None).unwrap();
             check(&format!("{spec} {compute:?}"), &found);
         }
     }
@@ -139,7 +139,7 @@ fn long_sequences_are_right() {
     let batch = random_batch(&network, &[130, 1, 128, 2, 512, 77], 7);
     for compute in TYPES {
         let mut it = emulated(&network, &batch, "none", compute, true, Schedule::default());
-        let found = shadow(&mut it.backend, &it.bound, &batch, &STATE).unwrap();
+        let found = shadow(&mut it.backend, &it.bound, &batch, &STATE, None).unwrap();
         check(&format!("{compute:?}"), &found);
     }
 }
@@ -341,6 +341,22 @@ fn planned_products_are_the_instructions_that_run() {
         }
         assert!(counted.next().is_none() && n_checked >= 8, "{spec}: {n_checked}");
     }
+}
+
+/// Doctor meets every op of a plan, and finds nothing wrong here.
+#[test]
+fn doctor_compares_every_op() {
+    let open = || Ok(CudaBackend::new(Emulator::default().checking_races(), "emulated", false));
+    let found = frostline::doctor::check(open, |_| ()).unwrap();
+    let wrong: Vec<&Comparison> = found.iter().filter(|one| !one.passes()).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let seen: BTreeSet<&str> = found.iter().map(|one| one.op).collect();
+    let names = include_str!("../src/plan/op.rs").lines().map(str::trim);
+    let all: BTreeSet<&str> = names
+        .filter(|line| line.starts_with("Op::"))
+        .filter_map(|line| line.split("=> \"").nth(1)?.split('"').next())
+        .collect();
+    assert!(all.len() >= 31 && seen == all, "{:?}", all.difference(&seen));
 }
 
 /// Profilers see the ranges of a step, phase by phase and op by op.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::cuda::{CudaBackend, Device};
 use super::host::HostBackend;
 use super::reference::Reference;
-use super::{Backend, Bound, StepState};
+use super::{Backend, Bound, PrefixRows, StepState};
 use crate::Result;
 use crate::batch::Batch;
 use crate::plan::{BufId, Layout, Op, Plan, Role};
@@ -35,7 +35,8 @@ impl Comparison {
     }
 }
 
-/// Runs one step of a plan bound to `backend` and compares every output of every op.
+/// Runs one step of a plan bound to `backend` and compares every output of every op; `prefix` is the cache that the
+/// backend has been given, for plans that read one.
 ///
 /// # Errors
 /// When the device fails.
@@ -44,8 +45,12 @@ pub fn shadow<D: Device>(
     bound: &Bound,
     batch: &Batch,
     state: &StepState,
+    prefix: Option<&PrefixRows>,
 ) -> Result<Vec<Comparison>> {
     let mut reference = HostBackend::new(Reference);
+    if let Some(prefix) = prefix {
+        reference.set_prefix(prefix.clone(), 0)?;
+    }
     // The reference computes in f64 whatever a plan says, in places that are laid out for f32.
     let wide = Arc::new(widened(&bound.plan));
     let layout = Arc::new(Layout::new(&wide));
@@ -105,12 +110,18 @@ fn widened(plan: &Plan) -> Plan {
 /// What an op reads, and the reference's buffer for it: a value that has a master is the master's.
 fn sources(op: &Op) -> Vec<(BufId, BufId)> {
     let mut sources: Vec<(BufId, BufId)> = op.reads().into_iter().map(|buf| (buf, buf)).collect();
-    if let Op::AdamwStep { items, .. } = op {
-        for item in items {
-            sources.push((item.master.unwrap_or(item.value), item.value));
-            sources.push((item.moment1, item.moment1));
-            sources.push((item.moment2, item.moment2));
+    match op {
+        Op::GradAccumulate { begins: false, items } => {
+            sources.extend(items.iter().map(|item| (item.sum, item.sum)));
         }
+        Op::AdamwStep { items, .. } => {
+            for item in items {
+                sources.push((item.master.unwrap_or(item.value), item.value));
+                sources.push((item.moment1, item.moment1));
+                sources.push((item.moment2, item.moment2));
+            }
+        }
+        _ => {}
     }
     sources
 }
@@ -118,11 +129,17 @@ fn sources(op: &Op) -> Vec<(BufId, BufId)> {
 /// What an op writes or changes, and the reference's buffer for it.
 fn outputs(op: &Op) -> Vec<(BufId, BufId)> {
     let mut outputs: Vec<(BufId, BufId)> = op.writes().into_iter().map(|buf| (buf, buf)).collect();
-    if let Op::AdamwStep { items, .. } = op {
-        for item in items {
-            outputs.extend(item.master.map(|master| (master, item.value)));
-            outputs.extend([item.value, item.moment1, item.moment2].map(|buf| (buf, buf)));
+    match op {
+        Op::GradAccumulate { begins: false, items } => {
+            outputs.extend(items.iter().map(|item| (item.sum, item.sum)));
         }
+        Op::AdamwStep { items, .. } => {
+            for item in items {
+                outputs.extend(item.master.map(|master| (master, item.value)));
+                outputs.extend([item.value, item.moment1, item.moment2].map(|buf| (buf, buf)));
+            }
+        }
+        _ => {}
     }
     outputs
 }
