@@ -9,6 +9,7 @@ mod doctor;
 mod export;
 mod exports;
 mod memory_probe;
+mod model_folder;
 mod output_folder;
 mod plan;
 mod predict;

@@ -12,6 +12,7 @@ use super::data_args::longest_text;
 use super::progress;
 use crate::data::{BatchLimit, Packer, Tokenizer};
 use crate::model::Source;
+use crate::model::hub::Need;
 use crate::predict::Predictor;
 use crate::{Error, Result};
 use output::{Embeddings, Format, Output};
@@ -68,7 +69,7 @@ pub fn run(args: &Args) -> Result<()> {
         check_output_file("--embeddings", path, args.model.model.as_ref(), &inputs)?;
     }
     let engine = args.device.prepare()?;
-    let source = args.model.source()?;
+    let source = args.model.source(Need::All)?;
     let Source::Folder(folder) = &source else {
         return Err(Error::usage("--arch: its weights are random; name a trained --model"));
     };
