@@ -1,6 +1,6 @@
 //! Models by name: found in the cache of the Hugging Face hub on this machine, or downloaded into it.
 //!
-//! Cache ([`cache`](self)) and variables of the environment are those of Hugging Face's own libraries: what they have
+//! The cache and the variables of the environment are those of Hugging Face's own libraries: what they have
 //! downloaded is found here, and what is downloaded here is found by them. This module is the only one that talks to
 //! the network.
 

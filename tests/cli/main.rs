@@ -9,6 +9,8 @@ mod export;
 mod freeze;
 mod hub;
 mod memory;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod plan;
 mod predict;
 mod profile;
