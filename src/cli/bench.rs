@@ -62,7 +62,7 @@ pub struct Args {
     train: bool,
     /// With --train: trained model whose heads a scenario with a frozen head starts from [default:
     /// heads that are trained with the backbone frozen]
-    #[arg(long, value_name = "DIR", requires = "train")]
+    #[arg(long, value_name = "DIR|NAME", requires = "train")]
     pub init: Option<PathBuf>,
     #[command(flatten)]
     pub training: TrainingArgs,
