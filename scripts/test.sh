@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if command -v "${CXX:-c++}" >/dev/null; then
-    exec cargo test --features emulator "$@"
+    exec cargo test --features emulator,parquet "$@"
 fi
 echo "test.sh: no C++ compiler (${CXX:-c++}): the GPU kernels are NOT tested" >&2
-exec cargo test "$@"
+exec cargo test --features parquet "$@"

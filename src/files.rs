@@ -24,7 +24,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     };
     let mut file = tempfile::Builder::new()
         .prefix(".frostline-")
-        .permissions(readable())
+        .permissions(file_permissions())
         .tempfile_in(folder)
         .map_err(|e| Error::io(path, e.kind().into()))?;
     file.write_all(bytes).map_err(|e| Error::io(path, e))?;
@@ -34,7 +34,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// What an ordinary new file gets; temporary files are private by default.
-fn readable() -> std::fs::Permissions {
+pub fn file_permissions() -> std::fs::Permissions {
     use std::os::unix::fs::PermissionsExt;
     std::fs::Permissions::from_mode(0o644)
 }

@@ -50,7 +50,7 @@
 //! | module | what it is for | what it refuses to know |
 //! |---|---|---|
 //! | [`error`], [`tensor`], [`batch`], [`philox`], [`files`] | the vocabulary | everything else |
-//! | [`model`] | config.json, parameter table, weight files, model folders | freezing, plans |
+//! | [`model`] | config.json, parameter table, weight files, model folders, models by name | freezing, plans |
 //! | [`data`] | tables, tasks, labels, tokens, batches | models, plans |
 //! | [`freeze`] | the spec grammar and the mask | what a mask removes |
 //! | [`plan`] | the step: ops, pruning, fusion, cost, layout, printing | I/O, devices |

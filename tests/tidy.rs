@@ -228,6 +228,18 @@ fn cudarc_stays_under_the_cuda_backend() {
     assert_none("cudarc", &faults);
 }
 
+#[test]
+fn one_module_talks_to_the_network() {
+    let mut faults = Vec::new();
+    for source in sources().iter().filter(|one| !one.path.starts_with("model/hub")) {
+        let talks = |line: &str| ["ureq", "std::net"].iter().any(|word| line.contains(word));
+        for (at, line) in source.lines().filter(|(_, line)| talks(line)) {
+            faults.push(format!("{}:{at}: {line}", source.path));
+        }
+    }
+    assert_none("network", &faults);
+}
+
 fn snake_case(name: &str) -> String {
     let mut text = String::new();
     for (at, c) in name.char_indices() {

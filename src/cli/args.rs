@@ -4,19 +4,27 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
+use super::model_folder;
 use crate::backend::cuda;
 use crate::data;
-use crate::model::{Config, ModelFolder, Network, Pooling, Source};
+use crate::model::hub::Need;
+use crate::model::{Config, Network, Pooling, Source};
 use crate::plan::Capacity;
 use crate::session::{self, Engine};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
-/// The model: a folder, or a published size.
+/// The model: a folder, a name on the Hugging Face hub, or a published size.
 #[derive(clap::Args, Debug)]
 pub struct ModelArgs {
-    /// Model folder, as transformers or sentence-transformers writes it
-    #[arg(long, value_name = "DIR", required_unless_present = "arch", conflicts_with = "arch")]
+    /// Model folder, as transformers or sentence-transformers writes it; or, where there is no such folder, a name on
+    /// the Hugging Face hub, as org/name or org/name@revision: from the local cache, else downloaded into it
+    #[arg(
+        long,
+        value_name = "DIR|NAME",
+        required_unless_present = "arch",
+        conflicts_with = "arch"
+    )]
     pub model: Option<PathBuf>,
     /// Published size with random weights: bert-base, bert-large, roberta-base, roberta-large,
     /// distilbert-base, minilm-l6
@@ -28,13 +36,13 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// Opens what was asked for.
+    /// Opens what was asked for, downloading what the command needs of it.
     ///
     /// # Errors
-    /// An unknown size, or a folder that is none.
-    pub fn source(&self) -> Result<Source> {
+    /// An unknown size, a folder that is none, or as [`model_folder::open`].
+    pub fn source(&self, need: Need) -> Result<Source> {
         match (&self.model, &self.arch) {
-            (Some(dir), _) => Ok(Source::Folder(ModelFolder::open(dir)?)),
+            (Some(model), _) => Ok(Source::Folder(model_folder::open("--model", model, need)?)),
             (None, Some(arch)) => Ok(Source::Published(Config::published(arch)?)),
             (None, None) => Err(Error::usage("give --model DIR or --arch NAME")),
         }

@@ -19,6 +19,7 @@ use crate::measure::Ceilings;
 use crate::measure::aa::against_itself;
 use crate::measure::power::{Gauge, NvmlGauge};
 use crate::measure::scenarios::{MeasureOptions, Scenario, measure, step_options};
+use crate::model::hub::Need;
 use crate::model::{Network, Source};
 use crate::plan::Capacity;
 use crate::plan::prefix::prefix_of;
@@ -61,7 +62,7 @@ pub struct Args {
     train: bool,
     /// With --train: trained model whose heads a scenario with a frozen head starts from [default:
     /// heads that are trained with the backbone frozen]
-    #[arg(long, value_name = "DIR", requires = "train")]
+    #[arg(long, value_name = "DIR|NAME", requires = "train")]
     pub init: Option<PathBuf>,
     #[command(flatten)]
     pub training: TrainingArgs,
@@ -88,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("--train takes one --batch-size and one --max-length"));
     }
     let engine = args.run.device.prepare()?;
-    let source = args.model.source()?;
+    let source = args.model.source(Need::All)?;
     let mut bencher: Option<Bencher> = None;
     let (mut shapes, mut rows, mut trained) = (Vec::new(), Vec::new(), Ok(()));
     for max_length in lengths {

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use super::bench::Args;
 use super::data_args::{BatchArgs, DataArgs};
+use super::model_folder;
 use super::train::Bar;
 use crate::data::Corpus;
 use crate::freeze::{FreezeMask, FreezeSpec, FreezeState};
 use crate::measure::scenarios::{Measurement, Scenario};
-use crate::model::{Group, ModelFolder, Network, ParamId, Source};
+use crate::model::hub::Need;
+use crate::model::{Group, Network, ParamId, Source};
 use crate::report::Training;
 use crate::session::{Engine, Session};
 use crate::train::{Evaluator, Start, TrainOptions, TrainOutcome, prove_frozen, train};
@@ -152,7 +154,7 @@ fn heads_of(
     corpus: &Corpus,
     initial: &[Vec<f32>],
 ) -> Result<Vec<Vec<f32>>> {
-    let folder = ModelFolder::open(dir)?;
+    let folder = model_folder::open("--init", dir, Need::All)?;
     if folder.pooling != network.pooling {
         let (theirs, ours) = (folder.pooling.name(), network.pooling.name());
         let problem = format!("--init: its heads were trained on {theirs} pooling, not {ours}");

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// Where the labelled texts are.
 #[derive(clap::Args, Debug)]
 pub struct DataArgs {
-    /// A task and its file: CSV, TSV or JSON lines (repeatable); columns default to `text` (and `text_pair`, if it is
+    /// A task and its file: CSV, TSV, JSON lines or Parquet (repeatable); columns default to `text` (and `text_pair`, if it is
     /// there), and to the task's name or `label`
     #[arg(long = "task", value_name = "NAME=FILE[:TEXT[:LABEL]]", required = true)]
     pub tasks: Vec<String>,

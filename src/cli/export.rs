@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{output_folder, print, print_json};
+use super::{model_folder, output_folder, print, print_json};
 use crate::Result;
-use crate::model::ModelFolder;
 use crate::model::export::{Exported, export};
+use crate::model::hub::Need;
 
 #[derive(clap::Args, Debug)]
 #[command(
@@ -15,8 +15,8 @@ use crate::model::export::{Exported, export};
                         frostline export --model trained --output encoder"
 )]
 pub struct Args {
-    /// Folder that frostline train wrote; with --output alone also any model folder
-    #[arg(long, value_name = "DIR")]
+    /// Folder that frostline train wrote (or its name on the Hugging Face hub); with --output alone also any model
+    #[arg(long, value_name = "DIR|NAME")]
     model: PathBuf,
     /// The task whose head goes along; without it the encoder alone
     #[arg(long, value_name = "TASK")]
@@ -34,7 +34,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     output_folder::check(&args.output, args.overwrite)?;
-    let model = ModelFolder::open(&args.model)?;
+    let model = model_folder::open("--model", &args.model, Need::All)?;
     let mut exported = Exported::SentenceTransformer;
     output_folder::place(&args.output, |dir| {
         exported = export(dir, &model, args.head.as_deref())?;

@@ -15,6 +15,7 @@ use crate::freeze::FreezeSpec;
 use crate::measure::memory::PeakMeter;
 use crate::measure::scenarios::step_options;
 use crate::model::Network;
+use crate::model::hub::Need;
 use crate::plan::Capacity;
 use crate::session::{Device, Engine, Session};
 
@@ -41,7 +42,7 @@ pub struct Args {
 /// Prints the growth over two steps that fill the capacity, by what the system or the driver says.
 pub fn run(args: &Args) -> Result<()> {
     let engine = args.device.prepare()?;
-    let source = args.model.source()?;
+    let source = args.model.source(Need::All)?;
     let network = source.network(&task_sizes(&args.tasks)?, args.model.pooling)?;
     let mask = FreezeSpec::parse(&args.freeze)?.mask(&network)?;
     let capacity =

@@ -9,6 +9,7 @@ mod doctor;
 mod export;
 mod exports;
 mod memory_probe;
+mod model_folder;
 mod output_folder;
 mod plan;
 mod predict;
@@ -126,7 +127,7 @@ fn command() -> clap::Command {
             });
             command.mut_arg("tasks", |arg| {
                 arg.value_name("NAME=FILE[:TEXT[:LABEL]]|NAME=N").help(
-                    "A task and its file: CSV, TSV or JSON lines (repeatable); columns default to \
+                    "A task and its file: CSV, TSV, JSON lines or Parquet (repeatable); columns default to \
                      `text`, and to the task's name or `label`. Or its number of labels: then tokens \
                      are synthetic",
                 )

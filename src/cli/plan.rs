@@ -8,6 +8,7 @@ use crate::freeze::FreezeSpec;
 use crate::measure::Ceilings;
 use crate::measure::scale::{AllReduce, Cluster, ParallelStep};
 use crate::model::Network;
+use crate::model::hub::Need;
 use crate::plan::prefix::compile_cached;
 use crate::plan::{Counts, Layout, Phase, Plan, StepOptions, compile};
 use crate::tensor::DType;
@@ -144,7 +145,7 @@ impl ScaleArgs {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let source = args.model.source()?;
+    let source = args.model.source(Need::Config)?;
     let network = network_for(&source, &args.tasks, args.model.pooling)?;
     let max_length = longest(args.max_length, &network.config, 128)?;
     let capacity = full_capacity(args.batch_size, max_length)?;

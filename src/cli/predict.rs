@@ -12,6 +12,7 @@ use super::data_args::longest_text;
 use super::progress;
 use crate::data::{BatchLimit, Packer, Tokenizer};
 use crate::model::Source;
+use crate::model::hub::Need;
 use crate::predict::Predictor;
 use crate::{Error, Result};
 use output::{Embeddings, Format, Output};
@@ -24,7 +25,7 @@ use texts::Texts;
                         frostline predict --model demo/minilm texts.txt --embeddings texts.npy"
 )]
 pub struct Args {
-    /// Texts: a CSV, TSV or JSON lines file and its column [default: text, with text_pair if it is there], or two
+    /// Texts: a CSV, TSV, JSON lines or Parquet file and its column [default: text, with text_pair if it is there], or two
     /// joined by + for pairs; of any other file, and of stdin (-), each line is a text
     #[arg(value_name = "FILE[:COLUMN]", default_value = "-", hide_default_value = true)]
     texts: String,
@@ -68,7 +69,7 @@ pub fn run(args: &Args) -> Result<()> {
         check_output_file("--embeddings", path, args.model.model.as_ref(), &inputs)?;
     }
     let engine = args.device.prepare()?;
-    let source = args.model.source()?;
+    let source = args.model.source(Need::All)?;
     let Source::Folder(folder) = &source else {
         return Err(Error::usage("--arch: its weights are random; name a trained --model"));
     };

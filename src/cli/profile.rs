@@ -17,6 +17,7 @@ use crate::freeze::FreezeSpec;
 use crate::measure::Ceilings;
 use crate::measure::profile::{Profile, profile};
 use crate::measure::scenarios::{MeasureOptions, Scenario, step_options};
+use crate::model::hub::Need;
 use crate::report::environment::Environment;
 use crate::report::profile as report;
 use crate::session::{Device, Engine};
@@ -78,7 +79,7 @@ pub fn run(args: &Args) -> Result<()> {
             "--profile-steps: only profilers of GPUs wait for it, see --device",
         ));
     }
-    let source = args.model.source()?;
+    let source = args.model.source(Need::All)?;
     let workload = Workload::open(&args.data, args.batch.max_length, &source, args.run.seed)?;
     let network = source.network(&workload.task_sizes(), args.model.pooling)?;
     let scenarios = (specs.iter())

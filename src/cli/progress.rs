@@ -13,3 +13,17 @@ pub fn bar(n: u64, title: impl Into<Cow<'static, str>>) -> ProgressBar {
     }
     bar
 }
+
+/// A bar over the bytes of a download, whose size may be unknown.
+pub fn bytes_bar(n_bytes: Option<u64>) -> ProgressBar {
+    let (bar, template) = match n_bytes {
+        Some(n) => {
+            (ProgressBar::new(n), "{bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left")
+        }
+        None => (ProgressBar::new_spinner(), "{spinner} {bytes}, {bytes_per_sec}"),
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}

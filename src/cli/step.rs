@@ -8,6 +8,7 @@ use crate::Result;
 use crate::backend::{StepState, Timing};
 use crate::freeze::FreezeSpec;
 use crate::measure::scenarios::MeasureOptions;
+use crate::model::hub::Need;
 use crate::model::weights::{self, NamedTensor};
 use crate::plan::{Capacity, StepOptions};
 use crate::session::{Session, Step, StepOutcome};
@@ -95,7 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
     let spec = FreezeSpec::parse(&args.freeze)?;
     let engine = args.run.device.prepare()?;
     check_output_file("--dump", &args.dump, args.model.model.as_ref(), &[&args.batch])?;
-    let source = args.model.source()?;
+    let source = args.model.source(Need::All)?;
     let network = source.network(&tasks, args.model.pooling)?;
     let mask = spec.mask(&network)?;
     let batch = batch_file::read(&args.batch, &network)?;

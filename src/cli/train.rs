@@ -22,6 +22,7 @@ use super::{output_folder, progress};
 use crate::data::Corpus;
 use crate::freeze::{FreezeSchedule, FreezeSpec};
 use crate::model::folder::write_model;
+use crate::model::hub::Need;
 use crate::model::{Network, Pooling};
 use crate::report::tensorboard::EventFile;
 use crate::train::state::trainer_state;
@@ -100,8 +101,9 @@ pub fn run(args: &Args) -> Result<()> {
     let cache_options = args.cache.options(args.schedule.is_some(), args.loss.frozen_dropout)?;
     let engine = args.run.device.prepare()?;
     output_folder::check(&args.output, args.overwrite || args.save.resume)?;
+    let source = args.model.source(Need::All)?;
+    // Not before: a download has nothing to finish when it is interrupted.
     let interrupt = Interrupt::listen()?;
-    let source = args.model.source()?;
     let corpus = args.data.corpus(&source, args.batch.max_length, args.run.seed)?;
     DataArgs::warn_of_missing_evaluation(&corpus);
     let network = source.network(&corpus.task_sizes(), args.model.pooling)?;

@@ -1,8 +1,8 @@
 //! From files of labelled text to packed batches: tables, tasks and labels, tokens, epochs.
 //!
 //! ```text
-//! CSV, TSV, JSON lines -> Table -> Dataset (examples, label order, train and eval)
-//!                      -> Tokenizer -> Encoded -> Packer -> Batch
+//! CSV, TSV, JSON lines, Parquet -> Table -> Dataset (examples, label order, train and eval)
+//!                               -> Tokenizer -> Encoded -> Packer -> Batch
 //! ```
 //!
 //! Everything here is decided by the files and a seed: the order of labels, the hold-out, the order
@@ -19,6 +19,8 @@ mod formats;
 mod group;
 mod labels;
 mod pack;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod random;
 mod source;
 mod table;

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 pub struct TaskSource {
     /// The task's name, as in `heads.<name>.weight`.
     pub name: String,
-    /// CSV, TSV or JSON lines.
+    /// CSV, TSV, JSON lines or Parquet.
     pub path: PathBuf,
     /// The column with the texts, or two joined by `+` for pairs; `text` if not given, with `text_pair` where there is
     /// one.

@@ -1,4 +1,4 @@
-//! Reads a file of rows and named columns: CSV, TSV or JSON lines, by its extension.
+//! Reads a file of rows and named columns: CSV, TSV, JSON lines or Parquet, by its extension.
 //!
 //! A table knows where each of its rows stood, so that whoever finds fault with a value can say
 //! where it is. It does not know which columns hold texts and labels.
@@ -16,16 +16,34 @@ pub struct Table {
     path: PathBuf,
     columns: Vec<String>,
     rows: Vec<Vec<String>>,
-    /// For each row the line that it begins on, counted from 1.
+    /// For each row the line that it begins on (of Parquet: its number), counted from 1.
     lines: Vec<usize>,
+    /// What `lines` counts: "line" or "row".
+    unit: &'static str,
     /// What stands in place of a text in a JSON line, by row and column: "an array", "a boolean".
     not_text: HashMap<(usize, usize), &'static str>,
+    /// The same for whole columns, of Parquet files.
+    not_text_columns: HashMap<usize, &'static str>,
+}
+
+/// Extensions of tables, in lower case.
+const EXTENSIONS: [&str; 6] = ["csv", "tsv", "jsonl", "ndjson", "json", "parquet"];
+
+/// A path's extension in lower case.
+fn extension(path: &Path) -> String {
+    path.extension().and_then(|extension| extension.to_str()).unwrap_or("").to_ascii_lowercase()
 }
 
 impl Table {
+    /// Whether a path has the extension of a table.
+    pub fn is_named(path: &Path) -> bool {
+        EXTENSIONS.contains(&extension(path).as_str())
+    }
+
     /// Reads `path` as the format that its extension names: `.csv` (RFC 4180: a quoted field may
     /// hold commas, line breaks and doubled quotation marks), `.tsv` (no quoting: a quotation mark
-    /// is text) or `.jsonl`, `.ndjson`, `.json` (an object a line).
+    /// is text), `.jsonl`, `.ndjson`, `.json` (an object a line) or, where that was built in,
+    /// `.parquet` (strings and integers; Snappy or no compression).
     ///
     /// A byte order mark, CRLF and blank lines between rows are accepted. A JSON line that lacks a
     /// key that other lines have, or holds null there, has an empty value.
@@ -34,19 +52,20 @@ impl Table {
     /// [`Error::Io`] if the file cannot be read, else [`Error::Content`] with the line: an unknown
     /// extension, an empty file or header, a column named twice, a row with more or fewer fields
     /// than the header, a quoted field that never ends, bytes that are not UTF-8, invalid JSON and
-    /// JSON that is no object.
+    /// JSON that is no object, invalid Parquet.
     pub fn read(path: &Path) -> Result<Table> {
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or("");
-        let parse = match extension.to_ascii_lowercase().as_str() {
+        let extension = extension(path);
+        let parse = match extension.as_str() {
             "csv" => parse_csv,
             "tsv" => parse_tsv,
             "jsonl" | "ndjson" | "json" => parse_json_lines,
+            "parquet" => return read_parquet(path),
             _ => {
                 return Err(Error::content(
                     path,
                     format!(
-                        "unknown extension `{extension}`; expected .csv, .tsv or .jsonl (also \
-                         .ndjson, .json)"
+                        "unknown extension `{extension}`; expected .csv, .tsv, .jsonl (also \
+                         .ndjson, .json) or .parquet"
                     ),
                 ));
             }
@@ -56,15 +75,21 @@ impl Table {
         if text.is_empty() {
             return Err(Error::content(path, "the file is empty"));
         }
-        let mut table = Table {
+        let mut table = Table::empty(path, "line");
+        parse(text, &mut table).map_err(|problem| Error::content(path, problem))?;
+        Ok(table)
+    }
+
+    fn empty(path: &Path, unit: &'static str) -> Table {
+        Table {
             path: path.to_owned(),
             columns: Vec::new(),
             rows: Vec::new(),
             lines: Vec::new(),
+            unit,
             not_text: HashMap::new(),
-        };
-        parse(text, &mut table).map_err(|problem| Error::content(path, problem))?;
-        Ok(table)
+            not_text_columns: HashMap::new(),
+        }
     }
 
     /// The file that was read.
@@ -82,7 +107,8 @@ impl Table {
         self.rows.len()
     }
 
-    /// The line that a row begins on, counted from 1, the header included.
+    /// The line that a row begins on, counted from 1, the header included; of Parquet the row's
+    /// number, counted from 1.
     pub fn line(&self, row: usize) -> usize {
         self.lines[row]
     }
@@ -128,13 +154,13 @@ impl Table {
         Ok(pair.filter(|pair| !pair.trim().is_empty()))
     }
 
-    /// The value of a row in a column; empty where a JSON line has none.
+    /// The value of a row in a column; empty where a JSON line or a Parquet file has none.
     ///
     /// # Errors
     /// [`Error::Content`] if a JSON line holds something that is neither a string nor an integer
-    /// nor null there.
+    /// nor null there, or a Parquet file's column is of another type.
     pub fn value(&self, row: usize, column: usize) -> Result<&str> {
-        match self.not_text.get(&(row, column)) {
+        match self.not_text.get(&(row, column)).or_else(|| self.not_text_columns.get(&column)) {
             None => Ok(&self.rows[row][column]),
             Some(kind) => Err(self.fault(
                 row,
@@ -146,9 +172,9 @@ impl Table {
         }
     }
 
-    /// An error about the content of a row, with file and line.
+    /// An error about the content of a row, with file and line (or row).
     pub fn fault(&self, row: usize, problem: impl std::fmt::Display) -> Error {
-        Error::content(&self.path, format!("line {}: {problem}", self.lines[row]))
+        Error::content(&self.path, format!("{} {}: {problem}", self.unit, self.lines[row]))
     }
 
     pub(super) fn set_header(&mut self, line: usize, columns: Vec<String>) -> Parsed<()> {
@@ -171,6 +197,12 @@ impl Table {
         self.not_text.insert((row, column), kind);
     }
 
+    /// Notes what a whole column holds in place of texts.
+    #[cfg(feature = "parquet")]
+    pub(super) fn set_column_not_text(&mut self, column: usize, kind: &'static str) {
+        self.not_text_columns.insert(column, kind);
+    }
+
     pub(super) fn push_row(&mut self, line: usize, row: Vec<String>) -> Parsed<()> {
         if row.len() != self.columns.len() {
             return Err(format!(
@@ -183,6 +215,20 @@ impl Table {
         self.lines.push(line);
         Ok(())
     }
+}
+
+#[cfg(feature = "parquet")]
+fn read_parquet(path: &Path) -> Result<Table> {
+    let mut table = Table::empty(path, "row");
+    super::parquet::read(path, &mut table)?;
+    Ok(table)
+}
+
+#[cfg(not(feature = "parquet"))]
+fn read_parquet(path: &Path) -> Result<Table> {
+    let problem =
+        "this frostline was built without Parquet files: build it with `--features parquet`";
+    Err(Error::content(path, problem))
 }
 
 /// Names for a message: "`a`, `b`".
@@ -245,8 +291,16 @@ pub(super) mod tests {
         let missing = Path::new("no-such-folder/no-such-file.csv");
         let error = Table::read(missing).unwrap_err();
         assert!(matches!(&error, Error::Io { path, .. } if path == missing), "{error}");
-        check_error("a.parquet", b"x", &["`parquet`", ".csv", ".tsv", ".jsonl"]);
+        check_error("a.xlsx", b"x", &["`xlsx`", ".csv", ".tsv", ".jsonl", ".parquet"]);
         check_error("noextension", b"x", &["``", ".csv", ".tsv", ".jsonl"]);
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    #[test]
+    fn without_the_feature() {
+        for name in ["a.parquet", "a.PARQUET"] {
+            check_error(name, b"PAR1", &["without Parquet", "--features parquet"]);
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::weights::{self, NamedTensor, WeightFile};
 use crate::tensor::{self, DType};
 use crate::{Error, Result, files, philox};
 
-const SETTINGS: &str = "frostline.json";
+pub(super) const SETTINGS: &str = "frostline.json";
 
 /// `frostline.json`: what stands beside a model that this program trained.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -57,7 +57,7 @@ impl ModelFolder {
             return Err(Error::content(dir, "is a file: name the folder that it lies in"));
         }
         if !dir.is_dir() {
-            let problem = "is not a model folder: no such directory (models are not downloaded)";
+            let problem = "is not a model folder: no such directory";
             return Err(Error::content(dir, problem));
         }
         let config = Config::read(&dir.join("config.json"))?;
@@ -256,19 +256,21 @@ pub fn write_model(dir: &Path, model: &TrainedModel) -> Result<()> {
     }
 }
 
-/// Copies what belongs to a model beside its weights: configuration, tokenizer, pooling.
+/// What may stand beside a model's weights: configuration and tokenizer.
+pub(super) const COMPANIONS: [&str; 9] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "sentence_bert_config.json",
+];
+
+/// Copies what belongs to a model beside its weights.
 pub(super) fn copy_companions(from: &Path, to: &Path) -> Result<()> {
-    const COMPANIONS: [&str; 9] = [
-        "config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "vocab.txt",
-        "vocab.json",
-        "merges.txt",
-        "sentencepiece.bpe.model",
-        "sentence_bert_config.json",
-    ];
     for name in COMPANIONS {
         let source = from.join(name);
         if !source.is_file() {

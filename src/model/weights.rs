@@ -1,6 +1,6 @@
 //! Tensors in safetensors files: one file, or the shards of an index.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -9,8 +9,43 @@ use crate::mmap::MappedFile;
 use crate::tensor::{self, DType};
 use crate::{Error, Result};
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
+pub(super) const SINGLE_FILE: &str = "model.safetensors";
+pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// What `model.safetensors.index.json` says.
+#[derive(serde::Deserialize)]
+struct Index {
+    /// The shard of each tensor, a plain file name.
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Index {
+    fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let index: Index = serde_json::from_str(&text)
+            .map_err(|e| Error::content(path, format!("is not a weight index: {e}")))?;
+        for name in index.shards() {
+            if Path::new(name).file_name() != Some(name.as_ref()) {
+                let problem = format!("weight_map names {name:?}, which is not a plain file name");
+                return Err(Error::content(path, problem));
+            }
+        }
+        Ok(index)
+    }
+
+    /// Each shard once, in alphabetical order.
+    fn shards(&self) -> BTreeSet<&String> {
+        self.weight_map.values().collect()
+    }
+}
+
+/// The names of the shards that an index lists, plain file names all.
+///
+/// # Errors
+/// A file that cannot be read or is no index.
+pub fn shard_names(index: &Path) -> Result<Vec<String>> {
+    Ok(Index::read(index)?.shards().into_iter().cloned().collect())
+}
 
 /// One safetensors file, mapped, with its parsed header.
 struct Shard {
@@ -64,21 +99,8 @@ impl WeightFile {
     }
 
     fn add_shards(&mut self, dir: &Path, index: &Path) -> Result<()> {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
-        let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
-        let parsed: Index = serde_json::from_str(&text)
-            .map_err(|e| Error::content(index, format!("is not a weight index: {e}")))?;
-        let mut names: Vec<&String> = parsed.weight_map.values().collect();
-        names.sort();
-        names.dedup();
-        for name in names {
-            if Path::new(name).file_name() != Some(name.as_ref()) {
-                let problem = format!("weight_map names {name:?}, which is not a plain file name");
-                return Err(Error::content(index, problem));
-            }
+        let parsed = Index::read(index)?;
+        for name in parsed.shards() {
             self.add(&dir.join(name))?;
         }
         for (tensor, shard) in &parsed.weight_map {

@@ -208,6 +208,8 @@ impl Input {
 
     fn run(&self) -> Output {
         let mut command = Command::cargo_bin("frostline").unwrap();
+        // A model that is not there must not be looked for elsewhere.
+        command.env("HF_HOME", self.root.path().join("no-cache")).env("HF_HUB_OFFLINE", "1");
         command.current_dir(self.root.path()).args(&self.arguments).output().unwrap()
     }
 }

@@ -38,9 +38,14 @@ fn safetensors_files() {
             content("no weights", &["model", "safetensors"], |input| {
                 fs::remove_file(input.path("model/model.safetensors")).unwrap()
             }),
-            content("no model folder", &["elsewhere"], |input| {
-                input.argument("model", "elsewhere")
+            content("no model folder", &["./elsewhere", "no such directory"], |input| {
+                input.argument("model", "./elsewhere")
             }),
+            content(
+                "no model folder, and no model of that name",
+                &["--model elsewhere", "no folder", "no-cache", "HF_HUB_OFFLINE"],
+                |input| input.argument("model", "elsewhere"),
+            ),
             content("batch cut off", &["batch.safetensors"], |input| {
                 input.bytes("batch.safetensors", |bytes| bytes.truncate(bytes.len() - 5))
             }),

@@ -7,7 +7,10 @@ mod cache;
 mod config_file;
 mod export;
 mod freeze;
+mod hub;
 mod memory;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod plan;
 mod predict;
 mod profile;
@@ -114,8 +117,18 @@ impl Workspace {
 
     /// The same for arguments with spaces in them.
     fn run_all(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).output().unwrap()
+    }
+
+    /// frostline in the folder, with an empty cache of models and no network.
+    fn command(&self) -> Command {
         let mut command = Command::cargo_bin("frostline").unwrap();
-        command.current_dir(self.0.path()).args(arguments).output().unwrap()
+        command.current_dir(self.0.path());
+        command.env("HF_HOME", self.path("no-cache")).env("HF_HUB_OFFLINE", "1");
+        for name in ["HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN"] {
+            command.env_remove(name);
+        }
+        command
     }
 
     /// Runs a command that must work, and returns its stdout.

@@ -38,17 +38,14 @@ impl Texts {
             _ => (argument, None),
         };
         let path = PathBuf::from(path);
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or("");
-        let is_table = ["csv", "tsv", "jsonl", "ndjson", "json"]
-            .contains(&extension.to_ascii_lowercase().as_str());
-        if is_table {
+        if Table::is_named(&path) {
             let table = Table::read(&path)?;
             let (column, pair) = table.text_columns(column)?;
             return Ok(Texts::Rows { table, column, pair, next: 0 });
         }
         if let Some(column) = column {
             let problem = format!(
-                "no column `{column}`: lines of texts have none, only .csv, .tsv and .jsonl files have"
+                "no column `{column}`: lines of texts have none, only .csv, .tsv, .jsonl and .parquet files have"
             );
             return Err(Error::content(&path, problem));
         }

@@ -1,0 +1,398 @@
+//! Reads Parquet files, column by column; their rows are counted from 1.
+
+use std::fs::File;
+use std::path::Path;
+
+use parquet::basic::{Compression, ConvertedType, LogicalType, Repetition, Type as Physical};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::data_type::DataType;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::schema::types::Type;
+
+use super::formats::Parsed;
+use super::table::{Table, quoted_list};
+use crate::{Error, Result};
+
+/// Values that are decoded at a time.
+const CHUNK: usize = 1024;
+
+/// Fills `table`, which is empty, from a Parquet file that is compressed with Snappy or not at all. Strings and integers
+/// are values, null is an empty one; columns of other types are noted as such and not read.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be read; else [`Error::Content`] with column and row: what is no Parquet file, or is
+/// not whole, another compression, a string that is not UTF-8, no column of strings or integers.
+pub(super) fn read(path: &Path, table: &mut Table) -> Result<()> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    if file.metadata().map_err(|e| Error::io(path, e))?.is_dir() {
+        return Err(Error::content(path, "is a folder, not a file"));
+    }
+    let reader = SerializedFileReader::new(file)
+        .map_err(|e| Error::content(path, format!("is not a whole Parquet file: {e}")))?;
+    fill(&reader, table).map_err(|problem| Error::content(path, problem))
+}
+
+fn fill(file: &impl FileReader, table: &mut Table) -> Parsed<()> {
+    let schema = file.metadata().file_metadata().schema_descr();
+    let fields = schema.root_schema().get_fields();
+    let names: Vec<String> = fields.iter().map(|field| field.name().to_owned()).collect();
+    table.set_header(0, names.clone())?;
+    let mut columns: Vec<Option<Vec<String>>> = Vec::new();
+    for (at, field) in fields.iter().enumerate() {
+        let kind = not_text(field);
+        columns.push(kind.is_none().then(Vec::new));
+        if let Some(kind) = kind {
+            table.set_column_not_text(at, kind);
+        }
+    }
+    if columns.iter().all(Option::is_none) {
+        let names = quoted_list(&names);
+        return Err(format!("no column holds strings or integers; the columns are {names}"));
+    }
+    let mut n_rows = 0;
+    for group in 0..file.num_row_groups() {
+        let group = file.get_row_group(group).map_err(|e| format!("row {}: {e}", n_rows + 1))?;
+        n_rows += usize::try_from(group.metadata().num_rows()).unwrap_or_default();
+        // A column of nested values has several leaves, or is one leaf below another name.
+        for leaf in 0..schema.num_columns() {
+            let at = schema.get_column_root_idx(leaf);
+            let (Some(column), name) = (&mut columns[at], &names[at]) else { continue };
+            let codec = group.metadata().column(leaf).compression_codec();
+            if !matches!(codec.into(), Compression::UNCOMPRESSED | Compression::SNAPPY) {
+                return Err(format!(
+                    "`{name}` is compressed with {codec:?}; expected Snappy or none, as \
+                     compression=\"snappy\" writes it"
+                ));
+            }
+            let reader = group
+                .get_column_reader(leaf)
+                .map_err(|e| format!("row {}: `{name}` cannot be read: {e}", column.len() + 1))?;
+            read_column(reader, &fields[at], column)?;
+            if column.len() != n_rows {
+                let found = column.len();
+                return Err(format!(
+                    "row {found}: `{name}` ends there, the file has {n_rows} rows"
+                ));
+            }
+        }
+    }
+    let mut columns: Vec<_> =
+        columns.into_iter().map(|column| column.map(Vec::into_iter)).collect();
+    for row in 1..=n_rows {
+        let next = |column: &mut Option<std::vec::IntoIter<String>>| {
+            column.as_mut().and_then(Iterator::next).unwrap_or_default()
+        };
+        table.push_row(row, columns.iter_mut().map(next).collect())?;
+    }
+    Ok(())
+}
+
+/// What a column's values are where they are neither strings nor integers.
+fn not_text(field: &Type) -> Option<&'static str> {
+    let info = field.get_basic_info();
+    let (logical, converted) = (info.logical_type_ref(), info.converted_type());
+    let is_repeated = info.has_repetition() && info.repetition() == Repetition::REPEATED;
+    if is_repeated || converted == ConvertedType::LIST {
+        return Some("a list");
+    }
+    if !field.is_primitive() {
+        return Some("an object");
+    }
+    let is_decimal = converted == ConvertedType::DECIMAL;
+    match field.get_physical_type() {
+        _ if is_decimal => Some("a decimal number"),
+        Physical::BOOLEAN => Some("a boolean"),
+        Physical::FLOAT | Physical::DOUBLE => Some("a floating-point number"),
+        Physical::INT96 => Some("a time"),
+        Physical::FIXED_LEN_BYTE_ARRAY => Some("bytes of a fixed number"),
+        Physical::BYTE_ARRAY => {
+            let is_string = matches!(
+                logical,
+                Some(LogicalType::String | LogicalType::Enum | LogicalType::Json)
+            ) || matches!(
+                converted,
+                ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON
+            );
+            (!is_string).then_some("bytes that are not marked as a string")
+        }
+        // Times are integers to the file; those in nanoseconds have a logical type alone.
+        Physical::INT32 | Physical::INT64 => {
+            let is_integer = match logical {
+                Some(logical) => {
+                    matches!(logical, LogicalType::Integer(_) | LogicalType::Unknown)
+                }
+                None => converted == ConvertedType::NONE || is_signed(converted).is_some(),
+            };
+            (!is_integer).then_some("a date or a time")
+        }
+    }
+}
+
+/// Whether integers of a converted type have a sign; None for what is no integer.
+fn is_signed(converted: ConvertedType) -> Option<bool> {
+    use ConvertedType as C;
+    match converted {
+        C::INT_8 | C::INT_16 | C::INT_32 | C::INT_64 => Some(true),
+        C::UINT_8 | C::UINT_16 | C::UINT_32 | C::UINT_64 => Some(false),
+        _ => None,
+    }
+}
+
+/// Appends a row group's values of one column.
+fn read_column(reader: ColumnReader, field: &Type, column: &mut Vec<String>) -> Parsed<()> {
+    let has_sign = is_signed(field.get_basic_info().converted_type()).unwrap_or(true);
+    match reader {
+        ColumnReader::ByteArrayColumnReader(reader) => {
+            append(reader, field, column, |value| match std::str::from_utf8(value.data()) {
+                Ok(text) => Ok(text.to_owned()),
+                Err(e) => Err(format!("is not UTF-8 from byte {} on", e.valid_up_to() + 1)),
+            })
+        }
+        ColumnReader::Int32ColumnReader(reader) => {
+            append(reader, field, column, |&value| match has_sign {
+                true => Ok(value.to_string()),
+                false => Ok(value.cast_unsigned().to_string()),
+            })
+        }
+        ColumnReader::Int64ColumnReader(reader) => {
+            append(reader, field, column, |&value| match has_sign {
+                true => Ok(value.to_string()),
+                false => Ok(value.cast_unsigned().to_string()),
+            })
+        }
+        _ => Err(format!("`{}` is not of the type that the schema says", field.name())),
+    }
+}
+
+fn append<T: DataType>(
+    mut reader: ColumnReaderImpl<T>,
+    field: &Type,
+    column: &mut Vec<String>,
+    text: impl Fn(&T::T) -> Parsed<String>,
+) -> Parsed<()> {
+    let name = field.name();
+    loop {
+        // A level for each row where a column may have nulls: 1 where there is a value.
+        let (mut levels, mut values) = (Vec::new(), Vec::new());
+        let of_nullable = field.is_optional().then_some(&mut levels);
+        let (n_rows, ..) =
+            reader.read_records(CHUNK, of_nullable, None, &mut values).map_err(|e| {
+                format!("row {} or one behind it: `{name}` cannot be read: {e}", column.len() + 1)
+            })?;
+        if n_rows == 0 {
+            return Ok(());
+        }
+        let mut values = values.iter();
+        for row in 0..n_rows {
+            let value = match levels.get(row) {
+                Some(0) => None,
+                _ => values.next(),
+            };
+            let value = value.map(&text).transpose();
+            let value = value.map_err(|e| format!("row {}: `{name}` {e}", column.len() + 1))?;
+            column.push(value.unwrap_or_default());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int32Type, Int64Type};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
+    use super::*;
+    use crate::data::table::tests::check_error;
+
+    /// Values of one leaf, with levels where the column may have nulls or lists.
+    enum Column {
+        Strings(Vec<ByteArray>, Option<Vec<i16>>),
+        Ints(Vec<i32>, Option<Vec<i16>>),
+        Longs(Vec<i64>),
+        Doubles(Vec<f64>, Vec<i16>, Vec<i16>),
+    }
+
+    fn strings(texts: &[&str]) -> Column {
+        Column::Strings(texts.iter().map(|&text| text.into()).collect(), None)
+    }
+
+    /// A file of row groups, each with its columns' leaves.
+    fn file(schema: &str, compression: Compression, groups: &[Vec<Column>]) -> Vec<u8> {
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let properties = WriterProperties::builder().set_compression(compression).build();
+        let mut bytes = Vec::new();
+        let mut writer =
+            SerializedFileWriter::new(&mut bytes, schema, Arc::new(properties)).unwrap();
+        for columns in groups {
+            let mut group = writer.next_row_group().unwrap();
+            for column in columns {
+                let mut leaf = group.next_column().unwrap().unwrap();
+                match column {
+                    Column::Strings(values, levels) => {
+                        leaf.typed::<ByteArrayType>().write_batch(values, levels.as_deref(), None)
+                    }
+                    Column::Ints(values, levels) => {
+                        leaf.typed::<Int32Type>().write_batch(values, levels.as_deref(), None)
+                    }
+                    Column::Longs(values) => {
+                        leaf.typed::<Int64Type>().write_batch(values, None, None)
+                    }
+                    Column::Doubles(values, levels, lists) => {
+                        leaf.typed::<DoubleType>().write_batch(values, Some(levels), Some(lists))
+                    }
+                }
+                .unwrap();
+                leaf.close().unwrap();
+            }
+            group.close().unwrap();
+        }
+        writer.close().unwrap();
+        bytes
+    }
+
+    fn read_bytes(bytes: &[u8]) -> Table {
+        crate::data::table::tests::read("a.parquet", bytes).unwrap()
+    }
+
+    const SCHEMA: &str = "message rows {
+        required binary text (UTF8);
+        optional group vector (LIST) { repeated group list { required double element; } }
+        optional int32 label;
+        required int64 id (INTEGER(64, false));
+        optional binary topic (STRING);
+    }";
+
+    /// Two row groups of two rows.
+    fn groups() -> Vec<Vec<Column>> {
+        vec![
+            vec![
+                strings(&["a, \"b\"\nc", "größe"]),
+                // [1, 2] and null.
+                Column::Doubles(vec![1.0, 2.0], vec![2, 2, 0], vec![0, 1, 0]),
+                Column::Ints(vec![-3], Some(vec![0, 1])),
+                Column::Longs(vec![-1, 7]),
+                Column::Strings(vec!["x".into(), "y".into()], Some(vec![1, 1])),
+            ],
+            vec![
+                strings(&["", "d"]),
+                Column::Doubles(vec![], vec![0, 0], vec![0, 0]),
+                Column::Ints(vec![4, 5], Some(vec![1, 1])),
+                Column::Longs(vec![0, 1]),
+                Column::Strings(vec![], Some(vec![0, 0])),
+            ],
+        ]
+    }
+
+    #[test]
+    fn strings_integers_and_nulls_are_values() {
+        for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY] {
+            let table = read_bytes(&file(SCHEMA, compression, &groups()));
+            assert_eq!(table.columns(), ["text", "vector", "label", "id", "topic"]);
+            let rows: Vec<Vec<&str>> = (0..table.n_rows())
+                .map(|row| [0, 2, 3, 4].map(|column| table.value(row, column).unwrap()).into())
+                .collect();
+            let expected = [
+                ["a, \"b\"\nc", "", "18446744073709551615", "x"],
+                ["größe", "-3", "7", "y"],
+                ["", "4", "0", ""],
+                ["d", "5", "1", ""],
+            ];
+            assert_eq!(rows, expected);
+            assert_eq!((table.line(0), table.line(3)), (1, 4));
+            let message = table.value(2, 1).unwrap_err().to_string();
+            assert!(message.contains("a.parquet: row 3: `vector` is a list"), "{message}");
+        }
+    }
+
+    /// More rows than are decoded at a time, with nulls where chunks meet.
+    #[test]
+    fn long_columns() {
+        let n = 3 * CHUNK + 17;
+        let is_null = |row: usize| row.is_multiple_of(3) || row.is_multiple_of(CHUNK);
+        let levels = (0..n).map(|row| i16::from(!is_null(row))).collect();
+        let values = (0..n).filter(|&row| !is_null(row)).map(|row| row as i32).collect();
+        let columns = vec![Column::Ints(values, Some(levels))];
+        let schema = "message rows { optional int32 label; }";
+        let table = read_bytes(&file(schema, Compression::SNAPPY, &[columns]));
+        assert_eq!(table.n_rows(), n);
+        for row in 0..n {
+            let expected = if is_null(row) { String::new() } else { row.to_string() };
+            assert_eq!(table.value(row, 0).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn other_types_are_named() {
+        let types = [
+            ("boolean x", "a boolean"),
+            ("double x", "a floating-point number"),
+            ("float x", "a floating-point number"),
+            ("binary x", "bytes that are not marked as a string"),
+            ("binary x (BSON)", "bytes"),
+            ("fixed_len_byte_array (16) x", "bytes of a fixed number"),
+            ("int96 x", "a time"),
+            ("int32 x (DATE)", "a date or a time"),
+            ("int64 x (TIMESTAMP_MILLIS)", "a date or a time"),
+            ("int64 x (TIMESTAMP(NANOS, true))", "a date or a time"),
+            ("int32 x (DECIMAL(9, 2))", "a decimal number"),
+            ("binary x (DECIMAL(9, 2))", "a decimal number"),
+            ("group x { required int32 y; }", "an object"),
+        ];
+        for (text, kind) in types {
+            let end = if text.ends_with('}') { "" } else { ";" };
+            let schema =
+                parse_message_type(&format!("message m {{ required {text}{end} }}")).unwrap();
+            let found = not_text(&schema.get_fields()[0]);
+            assert!(found.is_some_and(|found| found.starts_with(kind)), "{text}: {found:?}");
+        }
+        for text in
+            ["binary x (UTF8)", "binary x (ENUM)", "binary x (JSON)", "int32 x (INT_8)", "int64 x"]
+        {
+            let schema = parse_message_type(&format!("message m {{ optional {text}; }}")).unwrap();
+            assert_eq!(not_text(&schema.get_fields()[0]), None, "{text}");
+        }
+        let schema = parse_message_type("message m { repeated binary x (UTF8); }").unwrap();
+        assert_eq!(not_text(&schema.get_fields()[0]), Some("a list"));
+    }
+
+    #[test]
+    fn faults_are_named() {
+        check_error("a.parquet", b"", &["not a whole Parquet file"]);
+        check_error("a.parquet", b"text,label\na,x\n", &["not a whole Parquet file"]);
+        let schema = "message rows { required binary text (UTF8); }";
+        let whole = file(schema, Compression::SNAPPY, &[vec![strings(&["a", "b"])]]);
+        check_error("a.parquet", &whole[..whole.len() - 9], &["not a whole Parquet file"]);
+        let latin: Vec<ByteArray> = vec!["a".into(), b"caf\xe9".to_vec().into()];
+        let groups = [vec![strings(&["x"])], vec![Column::Strings(latin, None)]];
+        let bytes = file(schema, Compression::UNCOMPRESSED, &groups);
+        check_error("a.parquet", &bytes, &["row 3", "`text`", "not UTF-8 from byte 4"]);
+        let schema = "message rows { required int64 x (TIMESTAMP_MILLIS); }";
+        let bytes = file(schema, Compression::SNAPPY, &[vec![Column::Longs(vec![1])]]);
+        check_error("a.parquet", &bytes, &["no column holds strings or integers", "`x`"]);
+    }
+
+    /// The writer here has no other codec, so the one that stands in the footer is overwritten.
+    #[test]
+    fn other_codecs_are_named() {
+        let schema = "message rows { required int32 label; }";
+        let columns = || vec![Column::Ints(vec![1, 2, 3], None)];
+        let plain = file(schema, Compression::UNCOMPRESSED, &[columns()]);
+        let snappy = file(schema, Compression::SNAPPY, &[columns()]);
+        // The field that names the codec: 4, of type i32, behind the list with the column's name.
+        let at = |bytes: &[u8], codec: u8| {
+            let tail = [b"label".as_slice(), &[0x15, codec]].concat();
+            bytes.windows(tail.len()).position(|window| window == tail).map(|at| at + 6)
+        };
+        assert!(at(&plain, 0).is_some() && at(&plain, 2).is_none());
+        let place = at(&snappy, 2).unwrap();
+        // Zigzag numbers: 4 is GZIP (2), 12 is ZSTD (6).
+        for (number, name) in [(4, "GZIP"), (12, "ZSTD")] {
+            let mut bytes = snappy.clone();
+            bytes[place] = number;
+            check_error("a.parquet", &bytes, &["`label`", name, "Snappy"]);
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! Models by name: found in the cache of the Hugging Face hub on this machine, or downloaded into it.
+//!
+//! The cache and the variables of the environment are those of Hugging Face's own libraries: what they have
+//! downloaded is found here, and what is downloaded here is found by them. This module is the only one that talks to
+//! the network.
+
+mod cache;
+mod remote;
+
+use std::path::PathBuf;
+
+use super::folder::{COMPANIONS, MODULES, POOLING, SETTINGS};
+use super::weights::{self, INDEX_FILE, SINGLE_FILE};
+use crate::{Error, Result};
+use cache::{Cached, Interrupted};
+use remote::{Answer, Failure, Remote};
+
+/// The one file that every model has: its answer says which commit a revision is.
+const CONFIG: &str = "config.json";
+
+/// Weights that are pickled Python objects.
+const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// A model's name on the hub: `org/name` or `name`, perhaps with `@revision`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    pub repo: String,
+    /// A branch, a tag or a commit; None for `main`.
+    pub revision: Option<String>,
+}
+
+impl Name {
+    /// Parses a name; None where the hub allows no such name (letters, digits, `-`, `_` and `.`), as for a path that
+    /// begins with `.`, `/` or `~` or has more than one `/`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (repo, revision) = match text.split_once('@') {
+            Some((repo, revision)) => (repo, Some(revision)),
+            None => (text, None),
+        };
+        let (owner, name) = match repo.split_once('/') {
+            Some((owner, name)) => (Some(owner), name),
+            None => (None, repo),
+        };
+        let parts = [owner, Some(name), revision];
+        let is_name = parts.into_iter().flatten().all(is_plain) && !name.ends_with(".git");
+        is_name.then(|| Self { repo: repo.to_owned(), revision: revision.map(str::to_owned) })
+    }
+}
+
+/// Whether the hub allows a text as part of a name; such a text is also safe in a path and in a URL.
+fn is_plain(text: &str) -> bool {
+    const LONGEST: usize = 96;
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let at_edge = |c: char| "-.".contains(c);
+    !text.is_empty()
+        && text.len() <= LONGEST
+        && text.chars().all(is_allowed)
+        && !text.starts_with(at_edge)
+        && !text.ends_with(at_edge)
+        && !["--", ".."].iter().any(|pair| text.contains(pair))
+}
+
+/// What of a model a command reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The configuration alone.
+    Config,
+    /// Weights and tokenizer too.
+    All,
+}
+
+impl Need {
+    /// The files beside the weights; only config.json must be there.
+    fn files(self) -> impl Iterator<Item = &'static str> {
+        let own = [CONFIG, SETTINGS, MODULES, POOLING];
+        let more = COMPANIONS.into_iter().filter(move |name| self == Need::All && *name != CONFIG);
+        own.into_iter().chain(more)
+    }
+}
+
+/// What happens on the way to a model.
+pub enum Event<'a> {
+    /// A file comes; None where nobody says how large it is.
+    Begins { url: &'a str, n_bytes: Option<u64> },
+    /// So many bytes more of it are here.
+    Bytes(u64),
+    /// It is whole, and in the cache.
+    Ends,
+    /// The hub does not answer, and what the cache has is enough.
+    Unreachable { problem: &'a str },
+}
+
+/// What the environment says of hub and cache.
+struct Settings {
+    cache: PathBuf,
+    endpoint: String,
+    token: Option<String>,
+    is_offline: bool,
+}
+
+impl Settings {
+    /// Reads HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN (or the file `token` in HF_HOME) and HF_HUB_OFFLINE.
+    fn from_env() -> Result<Self> {
+        let text = |name: &str| std::env::var(name).ok().filter(|text| !text.trim().is_empty());
+        let path =
+            |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let user_cache =
+            || path("XDG_CACHE_HOME").or_else(|| Some(std::env::home_dir()?.join(".cache")));
+        let home = path("HF_HOME").or_else(|| Some(user_cache()?.join("huggingface")));
+        let cache = path("HF_HUB_CACHE").or_else(|| Some(home.as_ref()?.join("hub")));
+        let cache = cache.ok_or_else(|| {
+            Error::usage("HF_HOME: is not set, and there is no home folder for a cache of models")
+        })?;
+        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let endpoint = endpoint.trim().trim_end_matches('/').to_owned();
+        if !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
+            let problem = "expected a URL that begins with https:// or http://";
+            return Err(Error::usage(format!("HF_ENDPOINT {endpoint}: {problem}")));
+        }
+        let stored = || std::fs::read_to_string(home.as_ref()?.join("token")).ok();
+        let token = text("HF_TOKEN").or_else(stored).map(|token| token.trim().to_owned());
+        let is_on = |text: String| {
+            ["1", "on", "yes", "true"].contains(&text.trim().to_ascii_lowercase().as_str())
+        };
+        Ok(Self {
+            cache,
+            endpoint,
+            token: token.filter(|token| !token.is_empty()),
+            is_offline: text("HF_HUB_OFFLINE").is_some_and(is_on),
+        })
+    }
+}
+
+/// The folder of a model: of the revision in the cache, whose missing files are downloaded first. `option` is what
+/// names the model, for messages; `watch` is told how it goes.
+///
+/// # Errors
+/// A model that is neither in the cache nor on the hub, or not for this user; no network, or a download that breaks
+/// off; a cache that cannot be written.
+pub fn find(
+    option: &str,
+    name: &Name,
+    need: Need,
+    watch: &mut dyn FnMut(Event),
+) -> Result<PathBuf> {
+    let settings = Settings::from_env()?;
+    let cached = Cached::new(&settings.cache, &name.repo);
+    let revision = name.revision.as_deref().unwrap_or("main");
+    let title = match &name.revision {
+        Some(revision) => format!("{option} {}@{revision}", name.repo),
+        None => format!("{option} {}", name.repo),
+    };
+    let commit = cached.commit_of(revision);
+    // Enough to work with, even if the hub may have more.
+    let mut enough = None;
+    if let Some(commit) = &commit {
+        let has_weights = need == Need::Config || has_weights(&cached, commit)?;
+        let is_there = |file| cached.has(commit, file) || cached.is_known_absent(commit, file);
+        if cached.has(commit, CONFIG) && has_weights {
+            enough = Some(cached.snapshot(commit));
+        }
+        if enough.is_some() && need.files().all(is_there) {
+            return Ok(cached.snapshot(commit));
+        }
+    }
+    let not_cached = format!("is not in the cache {}", settings.cache.display());
+    let nowhere = |problem: String| Error::Run(format!("{title}: is no folder, and {problem}"));
+    if settings.is_offline {
+        return enough.ok_or_else(|| nowhere(format!("{not_cached}; HF_HUB_OFFLINE is set")));
+    }
+    let remote = Remote::new(&settings.endpoint, settings.token.as_deref(), &name.repo);
+    let download = Download { title: &title, remote, cached: &cached };
+    match download.run(revision, commit, need, watch) {
+        Ok(snapshot) => Ok(snapshot),
+        Err(Stop::Unreachable(problem)) => match enough {
+            Some(snapshot) => {
+                watch(Event::Unreachable { problem: &problem });
+                Ok(snapshot)
+            }
+            None => Err(nowhere(format!("{not_cached}; {problem}"))),
+        },
+        Err(Stop::Refused(problem)) => Err(nowhere(problem)),
+        Err(Stop::Fault(error)) => Err(error),
+    }
+}
+
+/// Whether a snapshot has all its weights.
+fn has_weights(cached: &Cached, commit: &str) -> Result<bool> {
+    if cached.has(commit, SINGLE_FILE) {
+        return Ok(true);
+    }
+    if !cached.has(commit, INDEX_FILE) {
+        return Ok(false);
+    }
+    let shards = weights::shard_names(&cached.snapshot(commit).join(INDEX_FILE))?;
+    Ok(shards.iter().all(|shard| cached.has(commit, shard)))
+}
+
+/// Why a download ends early.
+enum Stop {
+    Unreachable(String),
+    Refused(String),
+    Fault(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::Fault(error)
+    }
+}
+
+struct Download<'a> {
+    title: &'a str,
+    remote: Remote<'a>,
+    cached: &'a Cached,
+}
+
+impl Download<'_> {
+    /// Brings what is missing of a revision, all of one commit: that of the cache, else what the hub says.
+    fn run(
+        &self,
+        revision: &str,
+        commit: Option<String>,
+        need: Need,
+        watch: &mut dyn FnMut(Event),
+    ) -> std::result::Result<PathBuf, Stop> {
+        let commit = match commit.filter(|commit| self.cached.has(commit, CONFIG)) {
+            Some(commit) => commit,
+            None => {
+                let answer = self.ask(revision, CONFIG)?.ok_or_else(|| {
+                    let url = self.remote.url(revision, CONFIG);
+                    Stop::Refused(format!(
+                        "there is no such model, or it has no config.json: {url} is not found (404)"
+                    ))
+                })?;
+                let commit = answer.commit.clone();
+                let blob = self.receive(answer, watch)?;
+                self.cached.link(&commit, CONFIG, &blob)?;
+                self.cached.set_ref(revision, &commit)?;
+                commit
+            }
+        };
+        for file in need.files().filter(|file| !self.cached.has(&commit, file)) {
+            if self.cached.is_known_absent(&commit, file) {
+                continue;
+            }
+            match self.bring(&commit, file, watch)? {
+                true => {}
+                false => self.cached.note_absent(&commit, file)?,
+            }
+        }
+        if need == Need::All && !has_weights(self.cached, &commit)? {
+            self.bring_weights(&commit, watch)?;
+        }
+        Ok(self.cached.snapshot(&commit))
+    }
+
+    fn bring_weights(
+        &self,
+        commit: &str,
+        watch: &mut dyn FnMut(Event),
+    ) -> std::result::Result<(), Stop> {
+        if self.bring(commit, SINGLE_FILE, watch)? {
+            return Ok(());
+        }
+        let Some(answer) = self.ask(commit, INDEX_FILE)? else {
+            let has = match PICKLED.into_iter().find(|file| self.remote.has(commit, file)) {
+                Some(file) => format!("only {file}, which is not read: convert it to safetensors"),
+                None => "no weights in safetensors".to_owned(),
+            };
+            let model = self.remote.url(commit, "").replace("/resolve/", "/tree/");
+            return Err(Stop::Refused(format!("{} has {has}", model.trim_end_matches('/'))));
+        };
+        // The index comes last into the snapshot: where it stands, all shards do.
+        let index = self.receive(answer, watch)?;
+        for shard in weights::shard_names(&index)? {
+            if !self.cached.has(commit, &shard) && !self.bring(commit, &shard, watch)? {
+                let url = self.remote.url(commit, &shard);
+                let problem = format!("names {shard}, but {url} is not found (404)");
+                return Err(Error::content(&index, problem).into());
+            }
+        }
+        Ok(self.cached.link(commit, INDEX_FILE, &index)?)
+    }
+
+    /// Brings one file into the snapshot; false where the hub has none of that name.
+    fn bring(
+        &self,
+        commit: &str,
+        file: &str,
+        watch: &mut dyn FnMut(Event),
+    ) -> std::result::Result<bool, Stop> {
+        let Some(answer) = self.ask(commit, file)? else { return Ok(false) };
+        let blob = self.receive(answer, watch)?;
+        self.cached.link(commit, file, &blob)?;
+        Ok(true)
+    }
+
+    /// Asks for a file; None where the hub has none of that name.
+    fn ask(&self, revision: &str, file: &str) -> std::result::Result<Option<Answer>, Stop> {
+        match self.remote.get(revision, file) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(Failure::NoFile) => Ok(None),
+            Err(Failure::Unreachable(problem)) => Err(Stop::Unreachable(problem)),
+            Err(Failure::Refused(problem)) => Err(Stop::Refused(problem)),
+        }
+    }
+
+    /// Reads what was asked for into a blob, whole or not at all.
+    fn receive(
+        &self,
+        answer: Answer,
+        watch: &mut dyn FnMut(Event),
+    ) -> std::result::Result<PathBuf, Stop> {
+        let Answer { url, etag, n_bytes, body, .. } = answer;
+        if let Some(blob) = self.cached.blob(&etag) {
+            return Ok(blob);
+        }
+        watch(Event::Begins { url: &url, n_bytes });
+        let blob = self.cached.store(&etag, n_bytes, body, &mut |n| watch(Event::Bytes(n)));
+        watch(Event::Ends);
+        blob.map_err(|interrupted| match interrupted {
+            Interrupted::Disk(error) => Stop::Fault(error),
+            Interrupted::Network(problem) => {
+                let advice = "what came of it is thrown away, try again";
+                Stop::Fault(Error::Run(format!("{}: {url} {problem}; {advice}", self.title)))
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let name = |repo: &str, revision: Option<&str>| {
+            Some(Name { repo: repo.to_owned(), revision: revision.map(str::to_owned) })
+        };
+        assert_eq!(Name::parse("bert-base-uncased"), name("bert-base-uncased", None));
+        assert_eq!(Name::parse("org/all-MiniLM_L6.v2"), name("org/all-MiniLM_L6.v2", None));
+        assert_eq!(Name::parse("org/name@v1.0"), name("org/name", Some("v1.0")));
+        assert_eq!(Name::parse("_org/1"), name("_org/1", None));
+        let paths = [
+            "",
+            "/",
+            "./name",
+            "../name",
+            "/name",
+            "~/name",
+            "~",
+            ".",
+            "..",
+            ".hidden",
+            "a/b/c",
+            "a/b/",
+            "name/",
+            "a//b",
+            "a--b",
+            "a..b",
+            "-a",
+            "a-",
+            "a.",
+            "org/-a",
+            "a b",
+            "a\\b",
+            "größe",
+            "org/name.git",
+            "org/name@",
+            "org/name@a/b",
+            "org/name@../x",
+            "a@b@c",
+            "a?b",
+            "a%2Fb",
+        ];
+        for path in paths {
+            assert_eq!(Name::parse(path), None, "{path}");
+        }
+        assert!(Name::parse(&"a".repeat(96)).is_some() && Name::parse(&"a".repeat(97)).is_none());
+    }
+
+    #[test]
+    fn a_plan_needs_no_weights_and_no_tokenizer() {
+        let files: Vec<&str> = Need::Config.files().collect();
+        assert_eq!(
+            files,
+            ["config.json", "frostline.json", "modules.json", "1_Pooling/config.json"]
+        );
+        let all: Vec<&str> = Need::All.files().collect();
+        assert_eq!(all[..4], files);
+        assert!(all.contains(&"tokenizer.json") && all.contains(&"vocab.txt"));
+        let unique: std::collections::BTreeSet<&str> = all.iter().copied().collect();
+        assert_eq!(unique.len(), all.len());
+    }
+}
