@@ -6,8 +6,8 @@
 
 As a careful user would write it: transformers' encoder with SDPA, mean pooling, one linear head per task, frozen
 parameters with requires_grad=False, AdamW (fused) over the others, clipping at 1, a linear schedule with 10 % warm-up,
-batches padded to their longest row; with --packed a batch is one row of all its tokens under a block-diagonal mask, which
-is the same function in less time on short texts. model.train() puts dropout into all of the model, frozen or not. A freeze of a head
+batches padded to their longest row; with --groups N the rows of a batch go through the encoder in N groups by length,
+each padded to its own longest: the same function with less padding. model.train() puts dropout into all of the model, frozen or not. A freeze of a head
 starts from a head that was trained with the backbone frozen, as `bench --train` does. Results are written after each
 run, under the keys of ../accuracy.py; runs that are there are not repeated.
 
@@ -45,11 +45,14 @@ class Model(nn.Module):
             nn.init.normal_(self.heads[task].weight, std=HEAD_STD)
             nn.init.zeros_(self.heads[task].bias)
 
-    def forward(self, pooling, **inputs) -> dict[str, torch.Tensor]:
-        """`pooling` is [sequences, rows x tokens]: what each token counts in the mean of its sequence."""
-        hidden = self.encoder(**inputs).last_hidden_state
-        pooled = pooling @ hidden.flatten(0, 1)
-        return {task: head(pooled) for task, head in self.heads.items()}
+    def forward(self, groups) -> dict[str, torch.Tensor]:
+        """Logits of the rows, group after group."""
+        pooled = []
+        for inputs in groups:
+            hidden = self.encoder(**inputs).last_hidden_state
+            mask = inputs["attention_mask"][:, :, None].to(hidden.dtype)
+            pooled.append((hidden * mask).sum(1) / mask.sum(1))
+        return {task: head(torch.cat(pooled)) for task, head in self.heads.items()}
 
 
 def read(args) -> tuple[dict[str, list[str]], dict[str, list[dict]]]:
@@ -66,29 +69,20 @@ def read(args) -> tuple[dict[str, list[str]], dict[str, list[dict]]]:
     return tasks, splits
 
 
-def batch_of(rows: list[dict], packed: bool) -> tuple[dict, dict]:
+def batch_of(rows: list[dict], n_groups: int) -> tuple[list[dict], dict]:
+    """The inputs of each group, and the labels of their rows in the same order."""
+    rows = sorted(rows, key=lambda row: len(row["ids"])) if n_groups > 1 else rows
+    size = -(-len(rows) // n_groups)
+    groups = [padded([row["ids"] for row in rows[at : at + size]]) for at in range(0, len(rows), size)]
     labels = {task: torch.tensor([row["classes"][task] for row in rows]) for task in rows[0]["classes"]}
-    return (packed_of if packed else padded_of)([row["ids"] for row in rows]), labels
+    return groups, labels
 
 
-def padded_of(texts: list[list[int]]) -> dict:
+def padded(texts: list[list[int]]) -> dict:
     longest = max(map(len, texts))
     ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in texts])
     mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in texts])
-    pooling = torch.block_diag(*(mask / mask.sum(1, keepdim=True)))
-    return {"input_ids": ids, "attention_mask": mask, "pooling": pooling}
-
-
-def packed_of(texts: list[list[int]]) -> dict:
-    lengths = torch.tensor([len(ids) for ids in texts])
-    owner = torch.repeat_interleave(torch.arange(len(texts)), lengths)
-    mine = owner[None, :] == torch.arange(len(texts))[:, None]
-    return {
-        "input_ids": torch.tensor([[id for ids in texts for id in ids]]),
-        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-        "attention_mask": (owner[:, None] == owner[None, :])[None, None],
-        "pooling": mine / lengths[:, None],
-    }
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def optimizer_of(model: Model, freeze: str, args) -> torch.optim.Optimizer:
@@ -120,17 +114,21 @@ def train(model: Model, freeze: str, rows: list[dict], seed: int, args) -> float
     generator = torch.Generator().manual_seed(seed)
     model.train()
     begun = time.perf_counter()
+    n_done = 0
     for _ in range(args.epochs):
         order = torch.randperm(len(rows), generator=generator).tolist()
         for start in range(0, len(rows), args.batch_size):
-            inputs, labels = batch_of([rows[at] for at in order[start : start + args.batch_size]], args.packed)
-            logits = model(**inputs)
+            groups, labels = batch_of([rows[at] for at in order[start : start + args.batch_size]], args.groups)
+            logits = model(groups)
             loss = sum(nn.functional.cross_entropy(logits[task], labels[task]) for task in logits)
             loss.backward()
             nn.utils.clip_grad_norm_(live, 1.0)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
+            n_done += 1
+            if n_done == args.max_steps:
+                return time.perf_counter() - begun
     return time.perf_counter() - begun
 
 
@@ -144,12 +142,12 @@ def scores(confusion: torch.Tensor) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def evaluate(model: Model, rows: list[dict], tasks: dict[str, list[str]], packed: bool) -> dict[str, dict[str, float]]:
+def evaluate(model: Model, rows: list[dict], tasks: dict[str, list[str]], n_groups: int) -> dict[str, dict[str, float]]:
     model.eval()
     confusion = {task: torch.zeros(len(labels), len(labels), dtype=torch.int64) for task, labels in tasks.items()}
     for start in range(0, len(rows), 64):
-        inputs, labels = batch_of(rows[start : start + 64], packed)
-        for task, logits in model(**inputs).items():
+        groups, labels = batch_of(rows[start : start + 64], n_groups)
+        for task, logits in model(groups).items():
             for truth, guess in zip(labels[task].tolist(), logits.argmax(1).tolist()):
                 confusion[task][truth, guess] += 1
     return {task: scores(counts) for task, counts in confusion.items()}
@@ -161,7 +159,7 @@ def run(freeze: str, seed: int, tasks, splits, args) -> dict:
     if "head:" in freeze:
         train(model, "backbone", splits["train"], seed, args)
     seconds = train(model, freeze, splits["train"], seed, args)
-    return {"eval": evaluate(model, splits["test"], tasks, args.packed), "seconds": seconds}
+    return {"eval": evaluate(model, splits["test"], tasks, args.groups), "seconds": seconds}
 
 
 def main() -> None:
@@ -177,14 +175,16 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--head-learning-rate", type=float, default=1e-3)
-    parser.add_argument("--packed", action="store_true", help="one row of all tokens instead of padded rows")
+    parser.add_argument("--groups", type=int, default=1, help="groups of rows by length")
+    parser.add_argument("--max-steps", type=int, help="take the time of so many steps alone")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     tasks, splits = read(args)
-    for freeze in args.freezes.split(","):
-        for seed in range(1, args.seeds + 1):
-            key = f"{args.name} {freeze} seed {seed}"
+    steps = f", {args.max_steps} steps" if args.max_steps else ""
+    for seed in range(1, args.seeds + 1):
+        for freeze in args.freezes.split(","):
+            key = f"{args.name} {freeze} seed {seed}{steps}"
             if key not in results:
                 results[key] = run(freeze, seed, tasks, splits, args)
                 args.out.write_text(json.dumps(results, indent=1) + "\n")
