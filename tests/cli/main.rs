@@ -18,6 +18,7 @@ mod tensors;
 mod train;
 mod train_again;
 mod train_best;
+mod train_drift;
 mod train_log;
 mod train_output;
 mod train_schedule;
