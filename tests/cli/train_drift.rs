@@ -267,3 +267,38 @@ fn bench_says_what_each_freeze_protects() {
     assert_eq!(last[5..], ["1.0000", "0"]);
     workspace.refused(&bench, 2, &["--forgetting", "--train"]);
 }
+
+/// A run that goes on is held against the model that it began with, not against its checkpoint.
+#[test]
+fn a_resumed_run_is_held_against_its_beginning() {
+    let workspace = workspace();
+    let run = format!("{TRAIN} --freeze lower:1 --max-steps 4 --save-steps 2");
+    let options = format!("--drift {FORGETTING} --json");
+    let whole = workspace.json(&format!("{run} {options} --output whole"));
+    workspace.ok(&format!("{run} --output parts"));
+    std::fs::remove_dir_all(workspace.path("parts/checkpoint-4")).unwrap();
+    let parts = workspace.json(&format!("{run} {options} --output parts --resume"));
+    for key in ["drift", "forgetting", "gap", "before"] {
+        assert_eq!(parts[key], whole[key], "{key}");
+    }
+}
+
+/// The same on the kernels, whatever their type: what is frozen is told from what is rounded.
+#[cfg(feature = "emulator")]
+#[test]
+fn frozen_parts_do_not_move_on_the_kernels() {
+    let workspace = workspace();
+    for dtype in ["bf16", "f32"] {
+        let report = workspace.json(&format!(
+            "{TRAIN} --device emulated --dtype {dtype} --freeze lower:2 --max-steps 3 --drift \
+             {FORGETTING} --output {dtype} --json"
+        ));
+        for name in ["embeddings", "layer 0", "layer 1"] {
+            let part = part(&report, name);
+            assert_eq!(part["weights"], 0.0, "{dtype} {name}");
+            assert!((number(&part["cka"]) - 1.0).abs() <= 1e-6, "{dtype} {part}");
+        }
+        let moved = part(&report, "layer 2");
+        assert!(number(&moved["weights"]) > 1e-3 && number(&moved["cka"]) < 1.0 - 1e-6, "{moved}");
+    }
+}
