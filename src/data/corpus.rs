@@ -50,8 +50,7 @@ impl Split {
 
     /// At most `most` examples, in order and evenly from the whole split: files are often sorted by label.
     pub fn spread(&self, most: usize) -> Vec<usize> {
-        let (n, n_chosen) = (self.len(), self.len().min(most));
-        (0..n_chosen).map(|at| at * n / n_chosen).collect()
+        spread(self.len(), most)
     }
 
     /// The SHA-256 of all tokens, example by example.
@@ -75,6 +74,11 @@ impl Split {
     pub fn lengths(&self) -> Vec<usize> {
         self.encoded.lengths()
     }
+}
+
+fn spread(n: usize, most: usize) -> Vec<usize> {
+    let n_chosen = n.min(most);
+    (0..n_chosen).map(|at| at * n / n_chosen).collect()
 }
 
 /// A tokenised data set.
@@ -205,5 +209,18 @@ impl Corpus {
         let limit = BatchLimit::Sequences(indices.len().max(1));
         let packer = Packer { n_tasks, ..self.packer(limit) };
         packer.pack(indices, &split.encoded, |_, _| IGNORED_LABEL)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_are_chosen_from_the_whole_split() {
+        assert_eq!(spread(3, 5), [0, 1, 2]);
+        assert_eq!(spread(3, 3), [0, 1, 2]);
+        assert_eq!(spread(10, 4), [0, 2, 5, 7]);
+        assert!(spread(0, 4).is_empty() && spread(4, 0).is_empty());
     }
 }

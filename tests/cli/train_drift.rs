@@ -75,6 +75,9 @@ fn frozen_parts_do_not_move_and_others_do() {
         let gap = &report["gap"][task];
         assert_keys(gap, &["train_accuracy", "test_accuracy", "gap"]);
         assert_eq!(gap["test_accuracy"], report["eval"][task]["accuracy"]);
+        // 31 training rows, of which as many are taken as there are evaluation rows: 14.
+        let n_right = 14.0 * number(&gap["train_accuracy"]);
+        assert!((n_right - n_right.round()).abs() <= 1e-9, "{gap}");
         let difference = number(&gap["train_accuracy"]) - number(&gap["test_accuracy"]);
         assert!((number(&gap["gap"]) - difference).abs() <= 1e-12, "{gap}");
     }
@@ -205,6 +208,26 @@ fn drift_without_evaluation_rows() {
     );
     assert!(number(&part(&report, "layer 2")["cka"]) > 0.0);
     assert_eq!((&report["gap"], &report["before"]), (&Value::Null, &Value::Null));
+}
+
+/// A probe is fitted on so many rows, taken from the whole of a file that is sorted by label.
+#[test]
+fn large_sets_are_cut_and_that_is_said() {
+    let workspace = workspace();
+    let row = |label: &str, split: &str| format!("the {label},{label},{split}\n");
+    let rows = row("phone", "train").repeat(2500) + &row("song", "train").repeat(2500);
+    let tests = row("phone", "test") + &row("song", "test");
+    workspace.write("large.csv", &format!("text,label,split\n{rows}{tests}"));
+    let output = workspace.run(&format!(
+        "{TRAIN} --max-steps 1 --forgetting large=large.csv --output trained --json"
+    ));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let said = "--forgetting large: probes are fitted on 4000 of 5000 training rows";
+    assert!(stderr.contains(said), "{stderr}");
+    let set = &report["forgetting"][0];
+    assert_eq!((&set["rows_train"], &set["rows_test"]), (&4000.into(), &2.into()));
+    assert_eq!(set["after"]["accuracy"], 1.0, "both labels are known: {set}");
 }
 
 #[test]
