@@ -49,15 +49,16 @@
 //!
 //! | module | what it is for | what it refuses to know |
 //! |---|---|---|
-//! | [`error`], [`tensor`], [`batch`], [`philox`], [`files`] | the vocabulary | everything else |
+//! | [`error`], [`tensor`], [`batch`], [`philox`], [`files`], [`sums`] | the vocabulary | everything else |
 //! | [`model`] | config.json, parameter table, weight files, model folders, models by name | freezing, plans |
 //! | [`data`] | tables, tasks, labels, tokens, batches | models, plans |
 //! | [`freeze`] | the spec grammar and the mask | what a mask removes |
 //! | [`plan`] | the step: ops, pruning, fusion, cost, layout, printing | I/O, devices |
 //! | [`backend`] | running plans: reference (f64), CPU, and CUDA kernels on a GPU or emulated | models, masks, files, scenarios |
 //! | [`session`] | a network's values on a backend | data, scenarios |
-//! | [`train`] | epochs, evaluation, the proof of freezing | rendering |
-//! | [`predict`] | labels, probabilities and embeddings of texts | rendering |
+//! | [`predict`], [`features`] | labels, probabilities and embeddings of texts, hidden states | rendering |
+//! | [`probe`] | logistic regression on fixed vectors | where vectors are from |
+//! | [`train`] | epochs, evaluation, the proof of freezing, what training changed | rendering |
 //! | [`measure`] | statistics, memory, ceilings, scenarios | rendering |
 //! | [`doctor`] | every kernel of a device against the reference | rendering |
 //! | [`report`] | tables and JSON | how figures came about |
@@ -91,6 +92,7 @@ pub mod cli;
 pub mod data;
 pub mod doctor;
 pub mod error;
+pub mod features;
 pub mod files;
 pub mod freeze;
 pub mod measure;
@@ -99,8 +101,10 @@ pub mod model;
 pub mod philox;
 pub mod plan;
 pub mod predict;
+pub mod probe;
 pub mod report;
 pub mod session;
+pub mod sums;
 pub mod tensor;
 pub mod train;
 

@@ -12,7 +12,7 @@ use crate::freeze::FreezeMask;
 use crate::model::{Group, Network, ParamId};
 use crate::plan::accumulate::{Accumulated, accumulate};
 use crate::plan::op::TensorRate;
-use crate::plan::{BufId, Layout, Plan, StepOptions, compile, prefix};
+use crate::plan::{BufId, Layout, Plan, StepOptions, compile, hidden, prefix};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -114,6 +114,13 @@ impl StepParts {
 pub struct PrefixStep {
     step: Step,
     output: BufId,
+}
+
+/// A compiled forward pass that keeps the hidden states of all layers.
+#[derive(Clone)]
+pub struct HiddenStep {
+    step: Step,
+    states: Vec<BufId>,
 }
 
 const NO_PREFIX: &str =
@@ -233,6 +240,24 @@ impl Session {
     pub fn prefix_rows(&mut self, prefix: &PrefixStep, batch: &Batch) -> Result<Vec<f32>> {
         self.backend.run(&prefix.step.bound, batch, &StepState::FORWARD, Timing::Off)?;
         self.backend.read(&prefix.step.bound, prefix.output)
+    }
+
+    /// The forward pass of the encoder, for [`Session::hidden_states`].
+    ///
+    /// # Errors
+    /// When the device lacks the memory.
+    pub fn compile_hidden(&mut self, options: &StepOptions) -> Result<HiddenStep> {
+        let (plan, states) = hidden::compile_hidden(&self.network, options);
+        Ok(HiddenStep { step: self.bind(plan)?, states })
+    }
+
+    /// The hidden states of a batch's tokens, `[T, D]` each: behind the embeddings, then behind every layer.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn hidden_states(&mut self, hidden: &HiddenStep, batch: &Batch) -> Result<Vec<Vec<f32>>> {
+        self.backend.run(&hidden.step.bound, batch, &StepState::FORWARD, Timing::Off)?;
+        hidden.states.iter().map(|state| self.backend.read(&hidden.step.bound, *state)).collect()
     }
 
     /// What cached steps read from now on, in batches of at most `capacity_rows` rows.

@@ -67,14 +67,14 @@ fn files_are_of_a_size_that_one_reads() {
 /// Modules from the bottom up. A module imports from rows above its own, and from itself.
 const LAYERS: [&[&str]; 12] = [
     &["error"],
-    &["tensor", "batch", "philox", "mmap", "files"],
+    &["tensor", "batch", "philox", "mmap", "files", "sums"],
     &["model"],
     &["data"],
     &["freeze"],
     &["plan"],
     &["backend"],
     &["session"],
-    &["cache", "predict", "measure", "doctor"],
+    &["cache", "predict", "features", "probe", "measure", "doctor"],
     &["train"],
     &["advise", "checkpoint", "report"],
     &["cli"],

@@ -8,6 +8,7 @@ use super::args::{ModelArgs, RunArgs, full_capacity, positive};
 use super::bench_training::Trainings;
 use super::data_args::{BatchArgs, DataArgs, MatrixArgs};
 use super::exports::ExportArgs;
+use super::forgetting::ForgettingArgs;
 use super::step::Rates;
 use super::train::options::TrainingArgs;
 use super::workload::{Settings, Workload};
@@ -29,8 +30,12 @@ use crate::session::{Device, Engine, Session};
 use crate::{Error, Result, files};
 
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Example: frostline bench --arch bert-base --task topic=4 --batch-size 8 \
-                        --scenarios none,lower:6,backbone,all --rounds 10")]
+#[command(
+    after_help = "Examples:\n  frostline bench --arch bert-base --task topic=4 --batch-size 8 --scenarios \
+                  none,lower:6,backbone,all --rounds 10\n  frostline bench --model demo/minilm --task \
+                  topic=demo/feedback_products.tsv --scenarios none,lower:3,backbone --train --forgetting \
+                  chapter=demo/icd10_chapters.tsv"
+)]
 pub struct Args {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -65,6 +70,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR|NAME", requires = "train")]
     pub init: Option<PathBuf>,
     #[command(flatten)]
+    forgetting: ForgettingArgs,
+    #[command(flatten)]
     pub training: TrainingArgs,
     #[command(flatten)]
     pub rates: Rates,
@@ -74,12 +81,19 @@ pub struct Args {
     pub run: RunArgs,
 }
 
+impl Args {
+    /// The files of data that are read.
+    fn inputs(&self) -> Vec<PathBuf> {
+        [self.data.files(), self.forgetting.files()].concat()
+    }
+}
+
 pub fn run(args: &Args) -> Result<()> {
     if args.ceilings {
         return show_ceilings(args);
     }
     let specs = scenario_specs(&args.scenarios)?;
-    let files = args.data.files();
+    let files = args.inputs();
     let inputs: Vec<&Path> = files.iter().chain(&args.run.config).map(PathBuf::as_path).collect();
     args.exports.check(args.model.model.as_ref(), &inputs)?;
     args.exports.check(args.init.as_ref(), &[])?;
@@ -87,6 +101,9 @@ pub fn run(args: &Args) -> Result<()> {
     let n_shapes: usize = lengths.iter().map(|length| args.matrix.of_length(*length).len()).sum();
     if args.train && n_shapes > 1 {
         return Err(Error::usage("--train takes one --batch-size and one --max-length"));
+    }
+    if !args.train && !args.forgetting.is_empty() {
+        return Err(Error::usage("--forgetting asks what training does: add --train"));
     }
     let engine = args.run.device.prepare()?;
     let source = args.model.source(Need::All)?;
@@ -97,6 +114,7 @@ pub fn run(args: &Args) -> Result<()> {
         if args.train && matches!(workload, Workload::Synthetic { .. }) {
             return Err(Error::usage("--train needs data: give every task as NAME=FILE"));
         }
+        let sets = args.forgetting.read(&source, &args.data, max_length, args.run.seed)?;
         let bencher = match &bencher {
             Some(bencher) => bencher,
             None => bencher.insert(Bencher::new(args, engine, &source, &specs, &workload)?),
@@ -105,7 +123,8 @@ pub fn run(args: &Args) -> Result<()> {
             let mut trainings = match &workload {
                 Workload::Real { corpus, .. } if args.train => {
                     let (network, initial) = (&bencher.network, &bencher.initial);
-                    Some(Trainings::new(args, &batch, engine, &source, network, corpus, initial)?)
+                    let data = (&**corpus, sets.as_slice());
+                    Some(Trainings::new(args, &batch, engine, &source, network, data, initial)?)
                 }
                 _ => None,
             };
@@ -272,7 +291,7 @@ impl<'a> Bencher<'a> {
         let own = json!({
             "pooling": self.network.pooling,
             "aa": self.args.aa,
-            "data": hashes(&self.args.data.files())?,
+            "data": hashes(&self.args.inputs())?,
             "training": self.args.train.then(|| self.args.training.settings()),
         });
         let args = self.args;

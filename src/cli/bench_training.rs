@@ -13,6 +13,8 @@ use crate::model::hub::Need;
 use crate::model::{Group, Network, ParamId, Source};
 use crate::report::Training;
 use crate::session::{Engine, Session};
+use crate::train::forgetting::ForgettingSet;
+use crate::train::retention::Before;
 use crate::train::{Evaluator, Start, TrainOptions, TrainOutcome, prove_frozen, train};
 use crate::{Error, Result};
 
@@ -28,25 +30,36 @@ pub struct Trainings<'a> {
     has_init: bool,
     /// Values of trained heads in table order, once a scenario has asked for them.
     heads: Option<Vec<Vec<f32>>>,
+    /// The encoder before training, where `--forgetting` asks what becomes of it.
+    before: Option<Before<'a>>,
 }
 
 impl<'a> Trainings<'a> {
-    /// Reads the heads of `--init`, so that what is wrong with them is known before anything runs.
+    /// Reads the heads of `--init` and measures the encoder on `sets`, so that what is wrong with them is known before
+    /// anything trains.
     ///
     /// # Errors
-    /// A folder whose labels or pooling are not those of this run.
+    /// A folder whose labels or pooling are not those of this run, a set that no probe can be fitted on.
     pub fn new(
         args: &'a Args,
         batch: &BatchArgs,
         engine: Engine,
         source: &'a Source,
         network: &'a Network,
-        corpus: &'a Corpus,
+        (corpus, sets): (&'a Corpus, &'a [ForgettingSet]),
         initial: &'a [Vec<f32>],
     ) -> Result<Self> {
         DataArgs::warn_of_missing_evaluation(corpus);
         let options = args.training.options(batch, &args.rates, args.run.seed);
         let heads = args.init.as_deref().map(|dir| heads_of(dir, network, corpus, initial));
+        let heads = heads.transpose()?;
+        let before = match sets {
+            [] => None,
+            sets => {
+                let mut session = engine.session(network.clone(), initial.to_vec())?;
+                Some(Before::of(&mut session, corpus, sets, true)?)
+            }
+        };
         Ok(Self {
             engine,
             source,
@@ -55,7 +68,8 @@ impl<'a> Trainings<'a> {
             initial,
             options,
             has_init: args.init.is_some(),
-            heads: heads.transpose()?,
+            heads,
+            before,
         })
     }
 
@@ -93,6 +107,10 @@ impl<'a> Trainings<'a> {
         let file = self.source.weights();
         let proof = prove_frozen(&mut session, &outcome.trained, file, &start, &given)?;
         let n_steps = outcome.progress.n_steps;
+        let retention = match &self.before {
+            Some(before) => Some(before.compare(&mut session, &start)?),
+            None => None,
+        };
         Ok(Some(Training {
             eval: eval.evaluate(&mut session, n_steps)?,
             train: Evaluator::new(&mut session, self.corpus, &self.corpus.train)?
@@ -101,6 +119,7 @@ impl<'a> Trainings<'a> {
             seconds: outcome.progress.train_seconds,
             log: outcome.progress.log,
             n_proven: proof.n_tensors,
+            retention,
         }))
     }
 

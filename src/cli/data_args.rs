@@ -135,12 +135,7 @@ impl DataArgs {
     /// # Errors
     /// What is wrong with a file, a column, a label, or the tokenizer.
     pub fn corpus(&self, source: &Source, max_length: Option<usize>, seed: u64) -> Result<Corpus> {
-        let Source::Folder(folder) = source else {
-            return Err(Error::usage(
-                "--arch has no tokenizer for a file: use --task NAME=N for synthetic tokens, or \
-                 --model DIR",
-            ));
-        };
+        let folder = with_tokenizer(source)?;
         if let Some(text) = self.tasks.iter().find(|t| matches!(parse_task_size(t), Ok(Some(_)))) {
             return Err(Error::usage(format!("--task {text}: expected NAME=FILE, not a number")));
         }
@@ -152,36 +147,64 @@ impl DataArgs {
             .filter(|(name, _)| tasks.iter().any(|task| task.name == *name))
             .collect();
         let known = (!known.is_empty()).then_some(known.as_slice());
-        let dataset = Dataset::load(&tasks, &evals, self.holdout, seed, known)?;
-        for count in &dataset.sources {
-            eprintln!(
-                "{}: {} rows read, {} skipped ({} without text, {} without label), {} to train, \
-                 {} to evaluate",
-                count.path.display(),
-                count.rows_read,
-                count.rows_skipped,
-                count.blank_texts,
-                count.unlabelled,
-                count.train,
-                count.eval
-            );
-        }
-        let rules = TokenRules {
-            vocab_size: folder.config.vocab_size,
-            max_length: longest_text(folder, max_length)?,
-            type_vocab_size: folder.config.type_vocab_size,
-            positions: folder.config.position_scheme(),
-        };
-        let n_texts = dataset.train.len() + dataset.eval.len();
-        let bar = progress::bar(n_texts as u64, "tokenising");
-        let corpus = Corpus::new(dataset, &folder.dir, rules, |n| bar.inc(n as u64))?;
-        bar.finish_and_clear();
-        let n_truncated = corpus.train.n_truncated() + corpus.eval.n_truncated();
-        if n_truncated > 0 {
-            eprintln!("{n_truncated} of {n_texts} texts were cut at {} tokens", rules.max_length);
-        }
-        Ok(corpus)
+        read_corpus(folder, (&tasks, &evals), known, (self.holdout, seed), max_length)
     }
+}
+
+/// The folder of a model that can read texts.
+///
+/// # Errors
+/// A published size.
+pub fn with_tokenizer(source: &Source) -> Result<&ModelFolder> {
+    match source {
+        Source::Folder(folder) => Ok(folder),
+        Source::Published(_) => Err(Error::usage(
+            "--arch has no tokenizer for a file: use --task NAME=N for synthetic tokens, or \
+             --model DIR",
+        )),
+    }
+}
+
+/// Reads and tokenises the files of tasks and of their evaluation rows, telling people on stderr what was read.
+///
+/// # Errors
+/// As [`Dataset::load`] and [`Corpus::new`].
+pub fn read_corpus(
+    folder: &ModelFolder,
+    (tasks, evals): (&[TaskSource], &[TaskSource]),
+    known_labels: Option<&[(String, Vec<String>)]>,
+    (holdout, seed): (f64, u64),
+    max_length: Option<usize>,
+) -> Result<Corpus> {
+    let dataset = Dataset::load(tasks, evals, holdout, seed, known_labels)?;
+    for count in &dataset.sources {
+        eprintln!(
+            "{}: {} rows read, {} skipped ({} without text, {} without label), {} to train, \
+             {} to evaluate",
+            count.path.display(),
+            count.rows_read,
+            count.rows_skipped,
+            count.blank_texts,
+            count.unlabelled,
+            count.train,
+            count.eval
+        );
+    }
+    let rules = TokenRules {
+        vocab_size: folder.config.vocab_size,
+        max_length: longest_text(folder, max_length)?,
+        type_vocab_size: folder.config.type_vocab_size,
+        positions: folder.config.position_scheme(),
+    };
+    let n_texts = dataset.train.len() + dataset.eval.len();
+    let bar = progress::bar(n_texts as u64, "tokenising");
+    let corpus = Corpus::new(dataset, &folder.dir, rules, |n| bar.inc(n as u64))?;
+    bar.finish_and_clear();
+    let n_truncated = corpus.train.n_truncated() + corpus.eval.n_truncated();
+    if n_truncated > 0 {
+        eprintln!("{n_truncated} of {n_texts} texts were cut at {} tokens", rules.max_length);
+    }
+    Ok(corpus)
 }
 
 /// The longest sequence of texts: what was asked for, else what the model's tokenizer cuts to, at most 512.

@@ -8,6 +8,7 @@ mod data_args;
 mod doctor;
 mod export;
 mod exports;
+mod forgetting;
 mod memory_probe;
 mod model_folder;
 mod output_folder;

@@ -3,6 +3,7 @@
 mod bar;
 pub mod options;
 mod report;
+mod retention;
 mod saving;
 
 use std::cell::LazyCell;
@@ -14,6 +15,7 @@ pub use self::bar::Bar;
 use self::options::{
     CacheArgs, EvaluationArgs, LogArgs, LossArgs, RateArgs, SaveArgs, TrainingArgs,
 };
+use self::retention::{RetentionArgs, Watch};
 use self::saving::{Interrupt, Model, Saver};
 use super::args::{ModelArgs, RunArgs};
 use super::data_args::{BatchArgs, DataArgs};
@@ -30,10 +32,12 @@ use crate::train::{Start, TrainOptions, TrainOutcome, prove_frozen, step_options
 use crate::{Result, cache, checkpoint, files};
 
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Example: frostline train --model demo/minilm \
-                        --task topic=demo/feedback_products.tsv \
-                        --task sentiment=demo/feedback_products.tsv \
-                        --freeze lower:3 --head-learning-rate 1e-3 --output trained")]
+#[command(
+    after_help = "Examples:\n  frostline train --model demo/minilm --task topic=demo/feedback_products.tsv --task \
+                  sentiment=demo/feedback_products.tsv --freeze lower:3 --head-learning-rate 1e-3 --output trained\n  \
+                  frostline train --model demo/minilm --task topic=demo/feedback_products.tsv --drift --forgetting \
+                  chapter=demo/icd10_chapters.tsv --output trained"
+)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -62,6 +66,8 @@ pub struct Args {
     param_rates: RateArgs,
     #[command(flatten)]
     cache: CacheArgs,
+    #[command(flatten)]
+    retention: RetentionArgs,
     #[command(flatten)]
     save: SaveArgs,
     /// Folder to write: a model that can be loaded again, train_log.jsonl and trainer_state.json
@@ -112,6 +118,8 @@ pub fn run(args: &Args) -> Result<()> {
             eprintln!("the model's head `{task}` is left out: no --task names it");
         }
     }
+    let (length, seed) = (args.batch.max_length, args.run.seed);
+    let sets = args.retention.forgetting.read(&source, &args.data, length, seed)?;
     let states = schedule.apply(&network)?;
     let freeze = schedule.to_string();
     let options = args.options();
@@ -124,7 +132,8 @@ pub fn run(args: &Args) -> Result<()> {
         true => resume(args, &network, &settings, &mut values)?,
         false => Start::default(),
     };
-    let mut session = engine.session(network, values)?;
+    let watch = Watch::begin(&args.retention, engine, &network, &initial, &corpus, &sets)?;
+    let mut session = engine.session(network.clone(), values)?;
     let decision = {
         let bar = progress::bar(corpus.train.len() as u64, "caching");
         let step = step_options(&corpus, session.compute(), &options);
@@ -166,7 +175,20 @@ pub fn run(args: &Args) -> Result<()> {
         write_model(written, &trained)?;
         write_log(written, &options, &outcome)
     })?;
-    report::report(args, &outcome, proof, &freeze)
+    // The model is safe by now, whatever becomes of the rest; and its memory serves twice.
+    drop(session);
+    let values = trained.trained.into_iter().zip(&initial);
+    let values = values.map(|(trained, initial)| trained.unwrap_or_else(|| initial.clone()));
+    let retention = match watch {
+        Some(watch) => {
+            let quality = outcome.eval.as_ref();
+            let run = watch.end(&source, values.collect(), &outcome.trained, quality)?;
+            retention::write(&args.output, &run)?;
+            Some(run)
+        }
+        None => None,
+    };
+    report::report(args, &outcome, proof, &freeze, retention.as_ref())
 }
 
 /// Where the run goes on, its values among `values`.

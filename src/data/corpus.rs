@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::even::even_batches;
 use super::{BatchLimit, Dataset, Encoded, Example, Packer, TaskInfo, Tokenizer, epoch_order};
-use crate::batch::{Batch, PositionScheme};
+use crate::batch::{Batch, IGNORED_LABEL, PositionScheme};
 use crate::files::hex;
 use crate::{Error, Result};
 
@@ -39,8 +39,13 @@ impl Split {
     }
 
     /// The class of an example for a task, if it has one.
-    pub fn class(&self, example: usize, task: usize) -> Option<u32> {
-        self.examples[example].labels[task]
+    pub fn class(&self, example: usize, task: usize) -> Option<usize> {
+        self.examples[example].labels[task].map(|class| class as usize)
+    }
+
+    /// At most `most` examples, in order and evenly from the whole split: files are often sorted by label.
+    pub fn spread(&self, most: usize) -> Vec<usize> {
+        spread(self.len(), most)
     }
 
     /// The SHA-256 of all tokens, example by example.
@@ -64,6 +69,11 @@ impl Split {
     pub fn lengths(&self) -> Vec<usize> {
         self.encoded.lengths()
     }
+}
+
+fn spread(n: usize, most: usize) -> Vec<usize> {
+    let n_chosen = n.min(most);
+    (0..n_chosen).map(|at| at * n / n_chosen).collect()
 }
 
 /// A tokenised data set.
@@ -168,15 +178,16 @@ impl Corpus {
         epoch_order(&sources, seed, epoch)
     }
 
-    /// Batches over all rows of `split` in their order.
+    /// Cuts examples of `split` into batches, in the order in which they are given.
     ///
     /// # Errors
     /// As [`Corpus::epoch`].
-    pub fn in_order(&self, split: &Split, limit: BatchLimit) -> Result<Vec<Vec<usize>>> {
-        self.cut(split, (0..split.len()).collect(), limit)
-    }
-
-    fn cut(&self, split: &Split, order: Vec<usize>, limit: BatchLimit) -> Result<Vec<Vec<usize>>> {
+    pub fn cut(
+        &self,
+        split: &Split,
+        order: Vec<usize>,
+        limit: BatchLimit,
+    ) -> Result<Vec<Vec<usize>>> {
         let ranges: Vec<Range<usize>> = self.packer(limit).batches(&order, &split.lengths())?;
         Ok(ranges.into_iter().map(|range| order[range].to_vec()).collect())
     }
@@ -186,5 +197,25 @@ impl Corpus {
         // The limit has done its work when the indices were cut.
         let packer = self.packer(BatchLimit::Sequences(indices.len().max(1)));
         packer.pack(indices, &split.encoded, |example, task| split.examples[example].label(task))
+    }
+
+    /// As [`Corpus::pack`], for a network of `n_tasks` tasks that may be others: no row has a label.
+    pub fn pack_unlabelled(&self, split: &Split, indices: &[usize], n_tasks: usize) -> Batch {
+        let limit = BatchLimit::Sequences(indices.len().max(1));
+        let packer = Packer { n_tasks, ..self.packer(limit) };
+        packer.pack(indices, &split.encoded, |_, _| IGNORED_LABEL)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_are_chosen_from_the_whole_split() {
+        assert_eq!(spread(3, 5), [0, 1, 2]);
+        assert_eq!(spread(3, 3), [0, 1, 2]);
+        assert_eq!(spread(10, 4), [0, 2, 5, 7]);
+        assert!(spread(0, 4).is_empty() && spread(4, 0).is_empty());
     }
 }

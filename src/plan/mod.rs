@@ -1,9 +1,9 @@
 //! A training step as a value: ops over numbered buffers, each written once.
 //!
 //! [`step`] writes the step in which everything trains; [`mod@prune`] deletes what a freeze makes
-//! useless; [`prefix`] replaces what is cached by a look into the cache; [`fuse`] joins neighbours;
-//! [`mod@accumulate`] spreads a step over several batches; [`cost`] counts FLOPs and bytes; [`layout`] gives every
-//! buffer its place; [`mod@print`] shows it all; [`verify`] checks that it is sound.
+//! useless; [`prefix`] replaces what is cached by a look into the cache; [`hidden`] keeps what every layer gives;
+//! [`fuse`] joins neighbours; [`mod@accumulate`] spreads a step over several batches; [`cost`] counts FLOPs and bytes;
+//! [`layout`] gives every buffer its place; [`mod@print`] shows it all; [`verify`] checks that it is sound.
 //!
 //! A plan does no I/O and knows no device.
 
@@ -11,6 +11,7 @@ pub mod accumulate;
 pub mod cost;
 pub mod family;
 pub mod fuse;
+pub mod hidden;
 pub mod layout;
 pub mod op;
 pub mod operands;

@@ -79,6 +79,8 @@ fn training(training: &Training) -> Value {
         "quality_before": training.before.as_ref().map(Quality::shares),
         "seconds": training.seconds,
         "frozen_tensors_proven": training.n_proven,
+        "forgetting": training.retention.as_ref().map(|retention| &retention.forgetting),
+        "drift": training.retention.as_ref().map(|retention| &retention.drift),
         "log": training.log.iter().map(LogLine::shown).collect::<Vec<_>>(),
     })
 }

@@ -1,5 +1,6 @@
 //! Renderings of what was measured: tables for people ([`table`], drawn by [`cells`]), one JSON document for programs
-//! ([`json`]), what others read ([`export`]), a page of pictures ([`html`]), and a step op by op ([`profile`]).
+//! ([`json`]), what others read ([`export`]), a page of pictures ([`html`]), a step op by op ([`profile`]), and what
+//! training changed ([`retention`]).
 
 pub mod cells;
 pub mod environment;
@@ -7,6 +8,7 @@ pub mod export;
 pub mod html;
 pub mod json;
 pub mod profile;
+pub mod retention;
 pub mod table;
 pub mod tensorboard;
 
@@ -18,6 +20,7 @@ use crate::measure::power::Clocks;
 use crate::measure::scenarios::Measurement;
 use crate::measure::stats::median;
 use crate::measure::{Ceilings, Interval};
+use crate::train::retention::Retention;
 use crate::train::{LogLine, Quality};
 
 /// All that one `bench` measured, and on what.
@@ -144,6 +147,8 @@ pub struct Training {
     pub log: Vec<LogLine>,
     /// Frozen tensors that were compared with the file.
     pub n_proven: usize,
+    /// With `--forgetting`.
+    pub retention: Option<Retention>,
 }
 
 #[cfg(test)]

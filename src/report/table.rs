@@ -1,7 +1,7 @@
 //! Tables for people, one row a scenario: as plain text, and as Markdown.
 
 use super::cells::Cells;
-use super::{Bench, Shape};
+use super::{Bench, Shape, retention};
 use crate::measure::Interval;
 use crate::measure::power::Energy;
 use crate::plan::{Family, Phase};
@@ -75,6 +75,7 @@ pub fn all(bench: &Bench) -> Vec<Cells> {
         Some(memory(bench)),
         energy(bench),
         quality(bench),
+        retention::scenarios(bench),
     ];
     tables.into_iter().flatten().collect()
 }

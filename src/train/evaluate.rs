@@ -49,6 +49,7 @@ const LIMIT: BatchLimit = BatchLimit::Sequences(64);
 pub struct Evaluator<'a> {
     corpus: &'a Corpus,
     split: &'a Split,
+    rows: Vec<usize>,
     step: Step,
 }
 
@@ -58,12 +59,25 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// When the device lacks the memory.
     pub fn new(session: &mut Session, corpus: &'a Corpus, split: &'a Split) -> Result<Self> {
-        let mask = FreezeMask::all(session.network().params.len());
-        let options = StepOptions::plain(super::largest_batch(split, LIMIT), session.compute());
-        Ok(Evaluator { corpus, split, step: session.compile(&mask, &options)? })
+        Self::of_rows(session, corpus, split, (0..split.len()).collect())
     }
 
-    /// Runs all rows through the network as it is now, without dropout, `n_done` training steps behind it.
+    /// As [`Evaluator::new`], for some examples of the split.
+    ///
+    /// # Errors
+    /// As [`Evaluator::new`].
+    pub fn of_rows(
+        session: &mut Session,
+        corpus: &'a Corpus,
+        split: &'a Split,
+        rows: Vec<usize>,
+    ) -> Result<Self> {
+        let mask = FreezeMask::all(session.network().params.len());
+        let options = StepOptions::plain(super::largest_batch(split, LIMIT), session.compute());
+        Ok(Evaluator { corpus, split, rows, step: session.compile(&mask, &options)? })
+    }
+
+    /// Runs its rows through the network as it is now, without dropout, `n_done` training steps behind it.
     ///
     /// # Errors
     /// When the device fails, or a loss is not finite.
@@ -76,7 +90,7 @@ impl<'a> Evaluator<'a> {
                 loss: 0.0,
             })
             .collect();
-        for indices in self.corpus.in_order(self.split, LIMIT)? {
+        for indices in self.corpus.cut(self.split, self.rows.clone(), LIMIT)? {
             let batch = self.corpus.pack(self.split, &indices);
             let outcome = session.run(&self.step, &batch, &state, Timing::Off)?;
             for (at, task) in tasks.iter_mut().enumerate() {

@@ -111,7 +111,7 @@ fn balanced(corpus: &Corpus, task: usize) -> Result<Vec<f64>> {
     let mut counts = vec![0usize; labels.len()];
     for row in 0..corpus.train.len() {
         if let Some(class) = corpus.train.class(row, task) {
-            counts[class as usize] += 1;
+            counts[class] += 1;
         }
     }
     if let Some(class) = counts.iter().position(|&n| n == 0) {

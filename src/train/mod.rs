@@ -1,13 +1,16 @@
 //! Training with one freeze or a schedule of them: epochs over a corpus, evaluation, and the proof that what was
-//! frozen did not move.
+//! frozen did not move; what training did to the rest, and to what the encoder knew ([`retention`]).
 
 mod best;
+pub mod drift;
 pub mod evaluate;
+pub mod forgetting;
 mod legs;
 pub mod loss;
 pub mod metrics;
 pub mod proof;
 mod rates;
+pub mod retention;
 mod run;
 pub mod schedule;
 pub mod state;

@@ -46,7 +46,15 @@ fn training() {
         let training = &row["training"];
         assert_keys(
             training,
-            &["train_quality", "quality_before", "seconds", "frozen_tensors_proven", "log"],
+            &[
+                "train_quality",
+                "quality_before",
+                "seconds",
+                "frozen_tensors_proven",
+                "forgetting",
+                "drift",
+                "log",
+            ],
         );
         check_quality(&training["train_quality"]);
         assert!(number(&training["seconds"]) > 0.0);

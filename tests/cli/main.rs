@@ -21,6 +21,7 @@ mod tensors;
 mod train;
 mod train_again;
 mod train_best;
+mod train_drift;
 mod train_log;
 mod train_loss;
 mod train_output;

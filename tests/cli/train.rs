@@ -34,6 +34,10 @@ fn two_tasks_from_one_file() {
             "confusion",
             "best",
             "frozen",
+            "forgetting",
+            "drift",
+            "gap",
+            "before",
         ],
     );
     assert_eq!(report["steps"], 5);

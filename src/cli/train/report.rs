@@ -5,6 +5,7 @@ use serde_json::json;
 use super::Args;
 use crate::Result;
 use crate::cli::{print, print_json};
+use crate::report::retention::RunRetention;
 use crate::train::evaluate::TaskQuality;
 use crate::train::{FreezeProof, Quality, TrainOutcome};
 
@@ -14,12 +15,13 @@ pub(super) fn report(
     outcome: &TrainOutcome,
     proof: FreezeProof,
     freeze: &str,
+    retention: Option<&RunRetention>,
 ) -> Result<()> {
     let progress = &outcome.progress;
     let seconds = progress.train_seconds;
     let n_values = outcome.n_trained + proof.n_values;
     if args.run.json {
-        return print_json(&json!({
+        let mut document = json!({
             "output": args.output.to_string_lossy(),
             "freeze": freeze,
             "steps": progress.n_steps,
@@ -36,7 +38,11 @@ pub(super) fn report(
                 "kept": best.values.is_some(),
             })),
             "frozen": proof,
-        }));
+        });
+        if let Some(keys) = document.as_object_mut() {
+            keys.extend(RunRetention::document(retention));
+        }
+        return print_json(&document);
     }
     let mut text = format!(
         "trained {} of {} values for {} steps in {seconds:.1} s\n",
@@ -49,6 +55,9 @@ pub(super) fn report(
     }
     if let Some(quality) = &outcome.eval {
         text += &format!("{}\n", quality_line(quality));
+    }
+    if let Some(retention) = retention {
+        text += &format!("\n{}\n", retention.text());
     }
     text += &format!(
         "{} tensors that did not train ({} values) are equal to the model's own, byte for byte\nwrote \
