@@ -47,8 +47,11 @@ class Runner:
         self.results = json.loads(args.out.read_text()) if args.out.exists() else {}
 
     def run(self, key, path, tasks, freeze, seed, head_rate="1e-3", extra=()):
-        """One result by its key; a run is made if there is none."""
-        if key not in self.results:
+        """One result by its key; a run is made if there is none, or none with all that is asked for."""
+        if self.args.max_steps:
+            key += f", {self.args.max_steps} steps"
+        is_whole = key in self.results and ("--drift" not in extra or "drift" in self.results[key])
+        if not is_whole:
             with tempfile.TemporaryDirectory() as scratch:
                 model = self.args.demo / "minilm"
                 if "head:" in freeze:
@@ -101,8 +104,7 @@ def measure(args):
             path, other = args.demo / chosen["file"], chosen["other"].replace("=", f"={args.demo}/", 1)
             extra = ["--drift", "--forgetting", other] if args.protects else []
             for freeze in chosen["freezes"]:
-                steps = f", {args.max_steps} steps" if args.max_steps else ""
-                runner.run(f"{name} {freeze} seed {seed}{steps}", path, chosen["tasks"], freeze, seed, extra=extra)
+                runner.run(f"{name} {freeze} seed {seed}", path, chosen["tasks"], freeze, seed, extra=extra)
     if args.hold_out:
         for name in args.sets.split(","):
             hold_out(runner, name)

@@ -86,7 +86,8 @@ pub struct Step {
 /// The parts of a compiled step over several batches.
 pub struct StepParts {
     first: Step,
-    next: Step,
+    /// None where a step has two batches at most.
+    next: Option<Step>,
     last: Step,
 }
 
@@ -95,17 +96,15 @@ impl StepParts {
     pub fn of(&self, at: usize, n: usize) -> &Step {
         match at {
             0 => &self.first,
-            _ if at + 1 < n => &self.next,
+            _ if at + 1 < n => self.next.as_ref().unwrap_or(&self.last),
             _ => &self.last,
         }
     }
 
     /// Planned peak memory.
     pub fn memory_bytes(&self) -> usize {
-        [&self.first, &self.next, &self.last].map(|step| step.layout().memory.total())[..]
-            .iter()
-            .copied()
-            .fold(0, usize::max)
+        let parts = [Some(&self.first), self.next.as_ref(), Some(&self.last)];
+        parts.into_iter().flatten().map(|step| step.layout().memory.total()).max().unwrap_or(0)
     }
 }
 
@@ -129,7 +128,8 @@ const NO_PREFIX: &str =
 /// What a run of a step says at once; the rest is read by name.
 #[derive(Clone, Debug)]
 pub struct StepOutcome {
-    /// The mean cross-entropy of each task, in head order.
+    /// What the batch adds to the loss of each task, in head order: the mean cross-entropy over its labelled rows, or the
+    /// sum by the weights that they bring.
     pub losses: Vec<f32>,
     /// The global gradient norm before clipping, where the step clips.
     pub grad_norm: Option<f32>,
@@ -214,13 +214,17 @@ impl Session {
         self.bind(plan)
     }
 
-    /// A compiled step, to be spread over several batches.
+    /// A compiled step, to be spread over at most `n_batches` batches.
     ///
     /// # Errors
     /// As [`Session::compile`].
-    pub fn compile_parts(&mut self, step: &Step) -> Result<StepParts> {
+    pub fn compile_parts(&mut self, step: &Step, n_batches: usize) -> Result<StepParts> {
         let Accumulated { first, next, last } = accumulate(step.plan());
-        Ok(StepParts { first: self.bind(first)?, next: self.bind(next)?, last: self.bind(last)? })
+        Ok(StepParts {
+            first: self.bind(first)?,
+            next: if n_batches > 2 { Some(self.bind(next)?) } else { None },
+            last: self.bind(last)?,
+        })
     }
 
     /// The forward pass up to where `above` begins, for [`Session::prefix_rows`].

@@ -9,8 +9,9 @@ use crate::measure::Ceilings;
 use crate::measure::scale::{AllReduce, Cluster, ParallelStep};
 use crate::model::Network;
 use crate::model::hub::Need;
+use crate::plan::accumulate::accumulate;
 use crate::plan::prefix::compile_cached;
-use crate::plan::{Counts, Layout, Phase, Plan, StepOptions, compile};
+use crate::plan::{Counts, Layout, Loss, Phase, Plan, StepOptions, compile};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -38,6 +39,18 @@ pub struct Args {
     /// Tokens of every sequence [default: 128, or the model's longest if that is less]
     #[arg(long, alias = "max_length", value_parser = positive)]
     max_length: Option<usize>,
+    /// Batches of a step: shows the last of them, which has the sums of gradients and the update
+    #[arg(
+        long,
+        alias = "gradient_accumulation_steps",
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = positive
+    )]
+    gradient_accumulation_steps: usize,
+    /// Keep dropout on in the frozen part
+    #[arg(long, alias = "frozen_dropout", conflicts_with = "cached")]
+    frozen_dropout: bool,
     /// Type of activations and matrices
     #[arg(long, value_enum, default_value_t = ComputeType::F32)]
     dtype: ComputeType,
@@ -84,12 +97,11 @@ impl ScaleArgs {
     fn predict(
         &self,
         plan: &Plan,
-        layout: &Layout,
         counts: &Counts,
     ) -> Option<(Cluster, AllReduce, Option<ParallelStep>)> {
         let (n_gpus, interconnect) = self.gpus.zip(self.interconnect)?;
         let cluster = Cluster { n_gpus, interconnect_bytes_per_second: interconnect * 1e9 };
-        let exchange = AllReduce::new(layout.memory.gradients, cluster);
+        let exchange = AllReduce::new(plan.n_trained_values() * size_of::<f32>(), cluster);
         let step = self.gflops.zip(self.bandwidth).map(|(gflops, bandwidth)| {
             let ceilings = Ceilings {
                 gemm_flops_per_second: gflops * 1e9,
@@ -101,8 +113,8 @@ impl ScaleArgs {
         Some((cluster, exchange, step))
     }
 
-    fn text(&self, plan: &Plan, layout: &Layout, counts: &Counts) -> String {
-        let Some((cluster, exchange, step)) = self.predict(plan, layout, counts) else {
+    fn text(&self, plan: &Plan, counts: &Counts) -> String {
+        let Some((cluster, exchange, step)) = self.predict(plan, counts) else {
             return String::new();
         };
         let mut text = format!(
@@ -131,8 +143,8 @@ impl ScaleArgs {
         text
     }
 
-    fn document(&self, plan: &Plan, layout: &Layout, counts: &Counts) -> serde_json::Value {
-        let Some((cluster, exchange, step)) = self.predict(plan, layout, counts) else {
+    fn document(&self, plan: &Plan, counts: &Counts) -> serde_json::Value {
+        let Some((cluster, exchange, step)) = self.predict(plan, counts) else {
             return serde_json::Value::Null;
         };
         serde_json::json!({
@@ -153,8 +165,11 @@ pub fn run(args: &Args) -> Result<()> {
         ComputeType::F32 => DType::F32,
         ComputeType::Bf16 => DType::Bf16,
     };
+    let n_batches = args.gradient_accumulation_steps;
     let options = StepOptions {
         dropout: true,
+        frozen_dropout: args.frozen_dropout,
+        loss: Loss { is_weighted: n_batches > 1, ..Loss::default() },
         max_grad_norm: (args.max_grad_norm > 0.0).then_some(args.max_grad_norm),
         ..StepOptions::plain(capacity, compute)
     };
@@ -163,14 +178,20 @@ pub fn run(args: &Args) -> Result<()> {
         true => cached_plan_for(&network, &args.freeze, &options)?,
         false => plan_for(&network, &args.freeze, &options)?,
     };
+    let last_of = |plan: Plan| if n_batches > 1 { accumulate(&plan).last } else { plan };
+    let plan = last_of(plan);
     let layout = Layout::new(&plan);
     if args.json {
         return print_json(&document(args, &plan, &layout, &counts));
     }
     let title = |spec: &str| {
         format!(
-            "freeze {spec}{}: {} sequences of {max_length} tokens, {}, trains {} of {} values\n\n",
+            "freeze {spec}{}{}: {} sequences of {max_length} tokens, {}, trains {} of {} values\n\n",
             if args.cached { ", its output cached" } else { "" },
+            match n_batches {
+                1 => String::new(),
+                n => format!(", the last of {n} batches of a step"),
+            },
             args.batch_size,
             options.compute.name(),
             plan.n_trained_values(),
@@ -179,9 +200,9 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let Some(other_spec) = &args.diff else {
         let text = title(&args.freeze) + &plan.print(&layout, &counts);
-        return print(&(text + &args.scale.text(&plan, &layout, &counts)));
+        return print(&(text + &args.scale.text(&plan, &counts)));
     };
-    let other = plan_for(&network, other_spec, &options)?;
+    let other = last_of(plan_for(&network, other_spec, &options)?);
     let other_layout = Layout::new(&other);
     print(&format!(
         "{}against {other_spec}: - gone, < before, > after, + new\n\n{}\n{}:\n{}{}\n{other_spec}:\n{}{}",
@@ -189,9 +210,9 @@ pub fn run(args: &Args) -> Result<()> {
         plan.print_diff(&other, &counts),
         args.freeze,
         plan.totals(&layout, &counts),
-        args.scale.text(&plan, &layout, &counts),
+        args.scale.text(&plan, &counts),
         other.totals(&other_layout, &counts),
-        args.scale.text(&other, &other_layout, &counts)
+        args.scale.text(&other, &counts)
     ))
 }
 
@@ -217,12 +238,13 @@ fn document(args: &Args, plan: &Plan, layout: &Layout, counts: &Counts) -> serde
     serde_json::json!({
         "freeze": args.freeze,
         "cached": args.cached,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "capacity": plan.capacity,
         "trainable_parameters": plan.n_trained_values(),
         "phases": phases,
         "total": plan.total_cost(counts),
         "memory_bytes": layout.memory,
-        "data_parallel": args.scale.document(plan, layout, counts),
+        "data_parallel": args.scale.document(plan, counts),
         "ops": plan.to_json(counts),
     })
 }

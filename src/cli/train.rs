@@ -26,9 +26,12 @@ use crate::freeze::{FreezeSchedule, FreezeSpec};
 use crate::model::folder::write_model;
 use crate::model::hub::Need;
 use crate::model::{Network, Pooling};
+use crate::report::retention::RunRetention;
 use crate::report::tensorboard::EventFile;
 use crate::train::state::trainer_state;
-use crate::train::{Start, TrainOptions, TrainOutcome, prove_frozen, step_options, train};
+use crate::train::{
+    Epochs, Start, TrainOptions, TrainOutcome, check, prove_frozen, step_options, train,
+};
 use crate::{Result, cache, checkpoint, files};
 
 #[derive(clap::Args, Debug)]
@@ -123,6 +126,7 @@ pub fn run(args: &Args) -> Result<()> {
     let states = schedule.apply(&network)?;
     let freeze = schedule.to_string();
     let options = args.options();
+    check(&options, &corpus, &network, &states)?;
     let initial = source.initial_values(&network, args.run.seed)?;
     let pooling = network.pooling;
     // Hashing model and data takes a while: only a checkpoint needs it.
@@ -137,8 +141,8 @@ pub fn run(args: &Args) -> Result<()> {
     let decision = {
         let bar = progress::bar(corpus.train.len() as u64, "caching");
         let step = step_options(&corpus, session.compute(), &options);
-        let (per_epoch, n_steps) = options.n_steps(&corpus)?;
-        let n_epochs = n_steps as f64 / per_epoch as f64;
+        let epochs = Epochs::new(&options, &corpus)?;
+        let n_epochs = epochs.after(epochs.n_steps());
         let (how, mask) = ((&cache_options, engine.device, n_epochs), &states[0].mask);
         let decision = cache::decide(&mut session, &corpus, mask, &step, how, &initial, |n| {
             bar.inc(n as u64)
@@ -179,16 +183,19 @@ pub fn run(args: &Args) -> Result<()> {
     drop(session);
     let values = trained.trained.into_iter().zip(&initial);
     let values = values.map(|(trained, initial)| trained.unwrap_or_else(|| initial.clone()));
-    let retention = match watch {
-        Some(watch) => {
-            let quality = outcome.eval.as_ref();
-            let run = watch.end(&source, values.collect(), &outcome.trained, quality)?;
-            retention::write(&args.output, &run)?;
-            Some(run)
-        }
-        None => None,
+    let quality = outcome.eval.as_ref();
+    let measured = watch.map(|watch| -> Result<RunRetention> {
+        let run = watch.end(&source, values.collect(), &outcome.trained, quality)?;
+        retention::write(&args.output, &run)?;
+        Ok(run)
+    });
+    // Whatever became of that, people are told of the training.
+    let (retention, fault) = match measured.transpose() {
+        Ok(retention) => (retention, Ok(())),
+        Err(error) => (None, Err(error)),
     };
-    report::report(args, &outcome, proof, &freeze, retention.as_ref())
+    report::report(args, &outcome, proof, &freeze, retention.as_ref())?;
+    fault
 }
 
 /// Where the run goes on, its values among `values`.

@@ -14,10 +14,10 @@ pub enum Begin {
 }
 
 impl Begin {
-    /// Steps before it, `per_epoch` of them in an epoch; None where there are too many to count.
-    pub fn step(self, per_epoch: u64) -> Option<u64> {
+    /// Steps before it, of which `before_epoch` knows those before an epoch; None where that does not.
+    pub fn step(self, before_epoch: impl Fn(u64) -> Option<u64>) -> Option<u64> {
         match self {
-            Begin::Epoch(epoch) => epoch.checked_mul(per_epoch),
+            Begin::Epoch(epoch) => before_epoch(epoch),
             Begin::Step(step) => Some(step),
         }
     }
@@ -128,8 +128,12 @@ mod tests {
         assert_eq!(begins, [Begin::Epoch(0), Begin::Epoch(1), Begin::Step(500)]);
         assert_eq!(schedule.states[1].1.text(), "lower:4+head:topic");
         assert_eq!(schedule.to_string(), "0:backbone 1:lower:4+head:topic @500:none");
-        assert_eq!((Begin::Epoch(3).step(90), Begin::Step(7).step(90)), (Some(270), Some(7)));
-        assert_eq!(Begin::Epoch(u64::MAX).step(2), None);
+        let before = |epoch: u64| epoch.checked_mul(90);
+        assert_eq!(
+            (Begin::Epoch(3).step(before), Begin::Step(7).step(before)),
+            (Some(270), Some(7))
+        );
+        assert_eq!(Begin::Epoch(u64::MAX).step(before), None);
         let always = FreezeSchedule::of(FreezeSpec::parse("lower:3").unwrap());
         assert_eq!(always.to_string(), "lower:3");
     }

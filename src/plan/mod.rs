@@ -152,7 +152,7 @@ pub struct TaskOutputs {
     pub task: String,
     /// `[B, C]`.
     pub logits: BufId,
-    /// `[1]`, the mean cross-entropy over the labelled rows.
+    /// `[1]`, the mean cross-entropy over the labelled rows, or the sum by their weights.
     pub loss: BufId,
 }
 

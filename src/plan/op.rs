@@ -190,7 +190,8 @@ pub enum Op {
     HeadFwd { x: BufId, weight: BufId, bias: BufId, labels: BufId, task: usize, logits: BufId },
     /// The sum over the labelled rows of their cross-entropy times their weight, `[1]` (0 if there is no such row), and
     /// its gradient; without `weights`, `[B]`, the mean. `smoothing` is the share of each target that all classes get
-    /// alike (Szegedy et al., 2016), as `torch.nn.CrossEntropyLoss` has it.
+    /// alike (Szegedy et al., 2016), as `torch.nn.CrossEntropyLoss` has it. Weights are of rows: where both are used,
+    /// PyTorch's class weights also weigh the classes of the smoothed part among each other, and these do not.
     XentFwd {
         logits: BufId,
         labels: BufId,

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use super::course::Course;
 use super::{LogLine, TrainOptions};
+use crate::Result;
 use crate::batch::Batch;
 use crate::freeze::{FreezeMask, FreezeState};
 use crate::model::{Network, ParamId};
 use crate::plan::op::TensorRate;
 use crate::plan::{Counts, StepOptions, compile};
 use crate::session::{Session, Step, StepParts};
-use crate::{Error, Result};
 
 /// A stretch of steps with one freeze.
 pub(super) struct Leg {
@@ -65,46 +66,39 @@ impl Leg {
 /// A tensor's bias correction counts the steps in which it trained, as PyTorch's does.
 ///
 /// # Errors
-/// A state that does not begin behind the one before it and before the end, a run in which nothing trains, rates that
-/// apply to nothing, a device without the memory.
+/// A device without the memory.
 pub(super) fn compile_legs(
     session: &mut Session,
     states: &[FreezeState],
     step_options: &StepOptions,
     options: &TrainOptions,
-    (per_epoch, n_steps): (u64, u64),
+    course: &Course,
     is_cached: bool,
 ) -> Result<Vec<Leg>> {
-    let network = session.network().clone();
-    let scales =
-        options.rates.scales(&network, options.learning_rate, options.head_learning_rate)?;
-    let begins = begins(states, per_epoch, n_steps)?;
     let mut n_trained_steps: BTreeMap<ParamId, u64> = BTreeMap::new();
     let mut legs: Vec<Leg> = Vec::with_capacity(states.len());
     for (at, state) in states.iter().enumerate() {
-        let begin = begins[at];
+        let begin = course.begins[at];
         // Steps of a run are batches that were computed: they fit into 32 bits for the next centuries.
         let skipped = |id: &ParamId| (begin - n_trained_steps.get(id).unwrap_or(&0)) as u32;
-        let rate = |id: ParamId| TensorRate { scale: scales[id.0], skipped_steps: skipped(&id) };
+        let rate = |id: ParamId| TensorRate {
+            scale: course.rate_scales[id.0],
+            skipped_steps: skipped(&id),
+        };
         let step = match is_cached {
             true => session.compile_cached(&state.mask, step_options, rate)?,
             false => session.compile_with(&state.mask, step_options, rate)?,
         };
-        let end = begins.get(at + 1).copied().unwrap_or(n_steps);
+        let end = course.begins.get(at + 1).copied().unwrap_or(course.epochs.n_steps());
         for id in step.plan().trained() {
             *n_trained_steps.entry(id).or_default() += end - begin;
         }
         let parts = match options.batches_per_step {
             1 => None,
-            _ => Some(session.compile_parts(&step)?),
+            _ => Some(session.compile_parts(&step, options.batches_per_step)?),
         };
         let trained = n_trained_steps.keys().copied().collect();
         legs.push(Leg { begin, freeze: state.freeze.clone(), step, parts, trained });
-    }
-    if n_trained_steps.is_empty() {
-        return Err(Error::usage(
-            "nothing trains under this freeze: let something train, or measure it with bench",
-        ));
     }
     Ok(legs)
 }
@@ -118,25 +112,4 @@ pub(super) fn leg_behind(legs: &[Leg], n_done: u64) -> &Leg {
 /// What has trained in the first `n_done` steps, of which there is one at least.
 pub(super) fn trained_by(legs: &[Leg], n_done: u64) -> &[ParamId] {
     &leg_behind(legs, n_done.saturating_sub(1)).trained
-}
-
-/// Steps before each state.
-fn begins(states: &[FreezeState], per_epoch: u64, n_steps: u64) -> Result<Vec<u64>> {
-    let mut begins: Vec<u64> = Vec::with_capacity(states.len());
-    for state in states {
-        let name = format!("{}:{}", state.begin, state.freeze);
-        let begin = state.begin.step(per_epoch).filter(|begin| *begin < n_steps || *begin == 0);
-        let Some(begin) = begin else {
-            return Err(Error::usage(format!(
-                "--schedule: {name} begins behind the end: the run has {n_steps} steps, {per_epoch} an epoch"
-            )));
-        };
-        if begins.last().is_some_and(|last| begin <= *last) {
-            return Err(Error::usage(format!(
-                "--schedule: {name} does not begin behind the state before it: an epoch has {per_epoch} steps"
-            )));
-        }
-        begins.push(begin);
-    }
-    Ok(begins)
 }

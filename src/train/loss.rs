@@ -60,10 +60,14 @@ impl RowWeights {
         let mut tasks: Vec<TaskWeights> = (corpus.tasks.iter())
             .map(|task| TaskWeights { of_task: 1.0, of_class: vec![1.0; task.labels.len()] })
             .collect();
-        for (name, weight) in &options.task_weights {
-            let at = find_task("--task-weight", &corpus.tasks, name)?;
-            tasks[at].of_task = f64::from(*weight);
+        for (at, (name, weight)) in options.task_weights.iter().enumerate() {
+            if options.task_weights[..at].iter().any(|(earlier, _)| earlier == name) {
+                return Err(Error::usage(format!("--task-weight {name}: is given twice")));
+            }
+            let task = find_task("--task-weight", &corpus.tasks, name)?;
+            tasks[task].of_task = f64::from(*weight);
         }
+        let mut is_weighted = vec![false; tasks.len()];
         for ClassWeights { task, weights } in &options.class_weights {
             let chosen = match task {
                 Some(name) => {
@@ -72,10 +76,19 @@ impl RowWeights {
                 }
                 None => 0..tasks.len(),
             };
+            if let Weights::Given(given) = weights {
+                check_labels(&corpus.tasks[chosen.clone()], given)?;
+            }
             for at in chosen {
+                let info = &corpus.tasks[at];
+                if std::mem::replace(&mut is_weighted[at], true) {
+                    let problem =
+                        format!("--class-weights: labels of task {} are weighted twice", info.name);
+                    return Err(Error::usage(problem));
+                }
                 tasks[at].of_class = match weights {
                     Weights::Balanced => balanced(corpus, at)?,
-                    Weights::Given(given) => by_label(&corpus.tasks[at], given)?,
+                    Weights::Given(given) => by_label(info, given),
                 };
             }
         }
@@ -124,19 +137,24 @@ fn balanced(corpus: &Corpus, task: usize) -> Result<Vec<f64>> {
     Ok(counts.iter().map(|&n| n_rows as f64 / (labels.len() * n) as f64).collect())
 }
 
-fn by_label(task: &TaskInfo, given: &[(String, f32)]) -> Result<Vec<f64>> {
-    let mut weights = vec![1.0; task.labels.len()];
+/// Every label must be one of some task's.
+fn check_labels(tasks: &[TaskInfo], given: &[(String, f32)]) -> Result<()> {
     for (label, weight) in given {
-        let Some(class) = task.labels.iter().position(|known| known == label) else {
+        if tasks.iter().all(|task| !task.labels.contains(label)) {
+            let known =
+                |task: &TaskInfo| format!("those of {} are {}", task.name, task.labels.join(", "));
             return Err(Error::usage(format!(
-                "--class-weights {label}={weight}: task {} has no such label; its labels are {}",
-                task.name,
-                task.labels.join(", ")
+                "--class-weights {label}:{weight}: there is no such label; {}",
+                tasks.iter().map(known).collect::<Vec<_>>().join("; ")
             )));
-        };
-        weights[class] = f64::from(*weight);
+        }
     }
-    Ok(weights)
+    Ok(())
+}
+
+fn by_label(task: &TaskInfo, given: &[(String, f32)]) -> Vec<f64> {
+    let weight = |label: &String| given.iter().rev().find(|(name, _)| name == label);
+    task.labels.iter().map(|label| weight(label).map_or(1.0, |(_, w)| f64::from(*w))).collect()
 }
 
 #[cfg(test)]
@@ -154,10 +172,16 @@ mod tests {
         let mut batches = [batch(&[0, 1, IGNORED_LABEL]), batch(&[ABSENT_LABEL]), batch(&[1])];
         RowWeights { tasks }.weigh(&mut batches);
         // 1 + 3 + 3 shares of a half.
-        let share = 0.5f32 / 7.0;
-        assert_eq!(batches[0].loss_weights, [[share, 3.0 * share, 0.0]]);
-        assert_eq!(batches[1].loss_weights, [[0.0]]);
-        assert_eq!(batches[2].loss_weights, [[3.0 * share]]);
+        let share = 0.5 / 7.0;
+        let expected = [share, 3.0 * share, 0.0, 0.0, 3.0 * share];
+        let found: Vec<f32> =
+            batches.iter().flat_map(|batch| batch.loss_weights[0].clone()).collect();
+        assert_eq!(found.len(), expected.len());
+        // One rounding to f32.
+        assert!(
+            found.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() <= 1e-8),
+            "{found:?}"
+        );
     }
 
     #[test]

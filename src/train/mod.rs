@@ -2,7 +2,9 @@
 //! frozen did not move; what training did to the rest, and to what the encoder knew ([`retention`]).
 
 mod best;
+mod course;
 pub mod drift;
+pub mod epochs;
 pub mod evaluate;
 pub mod forgetting;
 mod legs;
@@ -19,17 +21,19 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::best::{Best, BestOptions, Metric};
+pub use self::best::{Best, BestOptions, Metric, SearchProgress};
+pub use self::course::check;
+pub use self::epochs::Epochs;
 pub use self::evaluate::{Evaluator, Quality};
 pub use self::loss::{ClassWeights, LossOptions, Weights};
 pub use self::proof::{FreezeProof, prove_frozen};
 pub use self::rates::RateRules;
 pub use self::run::{largest_batch, step_options, train};
 pub use self::schedule::{Schedule, Warmup};
+use crate::Result;
 use crate::data::{BatchLimit, Corpus};
 use crate::model::ParamId;
 use crate::session::Session;
-use crate::{Error, Result};
 
 /// How long to train, and how fast.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -64,21 +68,6 @@ pub struct TrainOptions {
 }
 
 impl TrainOptions {
-    /// Steps of an epoch over the corpus's training rows, and of the run.
-    ///
-    /// # Errors
-    /// More than can be counted; as [`TrainOptions::epoch`].
-    pub fn n_steps(&self, corpus: &Corpus) -> Result<(u64, u64)> {
-        let per_epoch = self.epoch(corpus, 0)?.len() as u64;
-        let n_steps = match self.max_steps {
-            Some(n) => n,
-            None => self.n_epochs.checked_mul(per_epoch).ok_or_else(|| {
-                Error::usage(format!("--num-train-epochs {}: too many to count", self.n_epochs))
-            })?,
-        };
-        Ok((per_epoch, n_steps))
-    }
-
     /// The steps of an epoch, each of one batch or of several.
     ///
     /// # Errors
@@ -164,7 +153,7 @@ pub struct Progress {
     pub unlogged: (f64, u64),
     /// The last evaluation.
     pub eval: Option<Quality>,
-    pub search: best::SearchProgress,
+    pub search: SearchProgress,
 }
 
 /// Where a run goes on, beside the values that its session was opened with.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::best::Search;
+use super::course::Course;
+use super::epochs::Epochs;
 use super::legs::{Leg, compile_legs, leg_behind, trained_by};
 use super::loss::RowWeights;
 use super::{Evaluator, LogLine, Observer, Progress, Snapshot, Start, TrainOptions, TrainOutcome};
@@ -33,23 +35,12 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<TrainOutcome> {
     let step_options = step_options(corpus, session.compute(), options);
-    let (per_epoch, n_steps) = options.n_steps(corpus)?;
-    let weights = match options.is_weighted() {
-        true => Some(RowWeights::new(&options.loss, corpus)?),
-        false => None,
-    };
+    let course = Course::new(options, corpus, session.network(), states)?;
     let search = match &options.best {
         Some(best) => Some(Search::new(best, corpus, start.progress.search.clone(), start.best)?),
         None => None,
     };
-    let legs = compile_legs(
-        session,
-        states,
-        &step_options,
-        options,
-        (per_epoch, n_steps),
-        cache.is_some(),
-    )?;
+    let legs = compile_legs(session, states, &step_options, options, &course, cache.is_some())?;
     if let Some(cache) = cache {
         let Capacity { tokens, sequences, .. } = step_options.capacity;
         session.set_prefix(cache.rows(), tokens.max(sequences))?;
@@ -65,17 +56,16 @@ pub fn train(
         corpus,
         options,
         step_options,
-        per_epoch,
-        n_steps,
-        warmup_steps: options.warmup.steps(n_steps),
+        warmup_steps: options.warmup.steps(course.epochs.n_steps()),
+        epochs: course.epochs,
         legs,
-        weights,
+        weights: course.weights,
         cache,
         evaluator,
         search,
         progress: start.progress,
     };
-    run.epochs(session, observer)?;
+    run.go(session, observer)?;
     Ok(run.outcome(session))
 }
 
@@ -84,10 +74,7 @@ struct Run<'a> {
     corpus: &'a Corpus,
     options: &'a TrainOptions,
     step_options: StepOptions,
-    /// Steps of an epoch.
-    per_epoch: u64,
-    /// Steps of the run.
-    n_steps: u64,
+    epochs: Epochs,
     warmup_steps: u64,
     legs: Vec<Leg>,
     /// None where every labelled row of a batch counts alike.
@@ -99,13 +86,15 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn epochs(&mut self, session: &mut Session, observer: &mut dyn Observer) -> Result<()> {
-        let first_epoch = self.progress.n_steps / self.per_epoch.max(1);
+    fn go(&mut self, session: &mut Session, observer: &mut dyn Observer) -> Result<()> {
+        let (first_epoch, mut done) = self.epochs.place(self.progress.n_steps);
         for epoch in first_epoch.. {
-            let done = (self.progress.n_steps - epoch * self.per_epoch) as usize;
+            if self.is_over() {
+                return Ok(());
+            }
             let steps = self.options.epoch(self.corpus, epoch)?;
-            for batches in &steps[done..] {
-                if self.progress.n_steps >= self.n_steps || self.is_settled() {
+            for batches in &steps[std::mem::take(&mut done) as usize..] {
+                if self.is_over() {
                     return Ok(());
                 }
                 self.step(session, batches, observer)?;
@@ -115,11 +104,8 @@ impl Run<'_> {
                     progress: &self.progress,
                     trained: trained_by(&self.legs, self.progress.n_steps),
                     best: self.search.as_ref().and_then(Search::values),
-                    is_epoch_end: self.progress.n_steps.is_multiple_of(self.per_epoch),
+                    is_epoch_end: self.epochs.is_end(self.progress.n_steps),
                 })?;
-            }
-            if self.progress.n_steps >= self.n_steps {
-                return Ok(());
             }
         }
         Ok(())
@@ -134,11 +120,11 @@ impl Run<'_> {
     ) -> Result<()> {
         let begun = Instant::now();
         let (options, done) = (self.options, self.progress.n_steps);
-        let factor = options.schedule.factor(done, self.n_steps, self.warmup_steps);
+        let factor = options.schedule.factor(done, self.epochs.n_steps(), self.warmup_steps);
         let batches = self.pack(batches);
         let leg = leg_behind(&self.legs, done);
         if leg.begin == done && self.legs.len() > 1 {
-            let epoch = done as f64 / self.per_epoch as f64;
+            let epoch = self.epochs.after(done);
             let line = leg.line(session.network(), &self.step_options, &batches[0], epoch);
             observer.freeze(&line);
             observer.logged(&line)?;
@@ -156,7 +142,7 @@ impl Run<'_> {
             progress.n_flops += step.plan().total_cost(&Counts::of(batch)).flops;
         }
         progress.n_steps += 1;
-        progress.n_epochs = progress.n_steps as f64 / self.per_epoch as f64;
+        progress.n_epochs = self.epochs.after(progress.n_steps);
         progress.n_tokens += n_tokens;
         let (step, epoch) = (progress.n_steps, progress.n_epochs);
         let line = |loss| LogLine::Step {
@@ -167,11 +153,11 @@ impl Run<'_> {
             learning_rate: f64::from(options.learning_rate) * factor,
         };
         progress.train_seconds += begun.elapsed().as_secs_f64();
-        observer.step(&line(loss), n_tokens, self.n_steps);
+        observer.step(&line(loss), n_tokens, self.epochs.n_steps());
         let (sum, n) = progress.unlogged;
         progress.unlogged = (sum + f64::from(loss), n + 1);
         let is_due = progress.n_steps.is_multiple_of(options.logging_steps);
-        if is_due || progress.n_steps == self.n_steps {
+        if is_due || progress.n_steps == self.epochs.n_steps() {
             let (sum, n) = std::mem::take(&mut progress.unlogged);
             let line = line((sum / n as f64) as f32);
             observer.logged(&line)?;
@@ -203,8 +189,11 @@ impl Run<'_> {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let n_done = self.progress.n_steps;
-        let every = self.options.eval_steps.unwrap_or(self.per_epoch);
-        let is_due = n_done.is_multiple_of(every) || n_done == self.n_steps;
+        let is_due = match self.options.eval_steps {
+            Some(every) => n_done.is_multiple_of(every),
+            None => self.epochs.is_end(n_done),
+        };
+        let is_due = is_due || n_done == self.epochs.n_steps();
         let Some(evaluator) = self.evaluator.as_ref().filter(|_| is_due) else {
             return Ok(());
         };
@@ -228,9 +217,10 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Whether the search for the best has ended the run.
-    fn is_settled(&self) -> bool {
-        self.search.as_ref().is_some_and(Search::is_over)
+    /// Whether all steps are done, or the search for the best has ended the run.
+    fn is_over(&self) -> bool {
+        self.progress.n_steps >= self.epochs.n_steps()
+            || self.search.as_ref().is_some_and(Search::is_over)
     }
 
     fn outcome(self, session: &Session) -> TrainOutcome {
@@ -291,9 +281,13 @@ fn state(number: u64, batch: u64, factor: f64, options: &TrainOptions) -> StepSt
         learning_rate: rate(options.learning_rate),
         head_learning_rate: rate(options.head_learning_rate),
         weight_decay: options.weight_decay,
-        // Dropout draws by seed, step and place: the batches of a step must differ in one of them.
-        seed: options.seed ^ (batch << 32),
+        seed: seed_of(options.seed, batch),
     }
+}
+
+/// Dropout draws by seed, step and place: the batches of a step must differ in one of them.
+fn seed_of(seed: u64, batch: u64) -> u64 {
+    seed ^ (batch << 32)
 }
 
 /// Values by parameter.
@@ -302,4 +296,29 @@ pub(super) fn values_of(
     params: &[ParamId],
 ) -> Result<BTreeMap<ParamId, Vec<f32>>> {
     params.iter().map(|id| Ok((*id, session.value(*id)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::dropout::Mask;
+    use crate::model::Group;
+    use crate::plan::op::Dropout;
+
+    /// The batches of a step draw masks of their own, as those of different steps do.
+    #[test]
+    fn no_two_batches_draw_the_same() {
+        let site = Dropout { p: 0.5, site: 3, group: Group::Embeddings };
+        let drawn = |step: u64, batch: u64| {
+            let seed = seed_of(42, batch);
+            let mut factors = [f32::NAN; 64];
+            Mask::new(site, seed, step).row(0, 0, &mut factors);
+            factors.map(f32::to_bits)
+        };
+        let all = [drawn(1, 0), drawn(1, 1), drawn(1, 2), drawn(2, 0), drawn(2, 1)];
+        for (at, one) in all.iter().enumerate() {
+            assert!(!all[..at].contains(one), "{at}");
+        }
+        assert_eq!(seed_of(42, 0), 42, "a step of one batch draws by the seed itself");
+    }
 }

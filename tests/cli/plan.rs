@@ -38,6 +38,7 @@ fn document() {
         &[
             "freeze",
             "cached",
+            "gradient_accumulation_steps",
             "capacity",
             "trainable_parameters",
             "phases",

@@ -58,6 +58,49 @@ fn several_batches_a_step_are_one_batch() {
     }
 }
 
+/// With dropout above the frost line, whose masks must be those of the same batches.
+#[test]
+fn several_batches_a_step_read_a_cache() {
+    let workspace = Workspace::new();
+    let common = "--freeze lower:1 --max-steps 6 --batch-size 8 --gradient-accumulation-steps 3";
+    let model = |cache: &str| {
+        workspace.ok(&format!("{TRAIN} {common}").replace("--cache off", cache));
+        read_model(&workspace.path("trained"))
+    };
+    assert_eq!(model("--cache host"), model("--cache off"));
+}
+
+/// Epochs of so many tokens have different numbers of batches; a run that goes on finds its place among them.
+#[test]
+fn epochs_of_unequal_length_go_on_where_they_stopped() {
+    let workspace = Workspace::new();
+    for (name, options) in [
+        ("tokens", "--batch-tokens 40 --num-train-epochs 5"),
+        ("parts", "--batch-tokens 40 --num-train-epochs 5 --gradient-accumulation-steps 2"),
+        ("even", "--batch-tokens 40 --num-train-epochs 5 --even-batches"),
+    ] {
+        let train =
+            format!("{TRAIN} {options}").replace("--batch-size 16", "").replace("--overwrite", "");
+        let to = |folder: &str| train.replace("trained", folder);
+        let (whole, rest) = (format!("{name}-whole"), format!("{name}-rest"));
+        workspace.ok(&format!("{} --save-steps 1", to(&whole)));
+        let (steps, evaluations) = log(&workspace, &whole);
+        let ends: Vec<f64> = evaluations.iter().map(|line| number(&line["epoch"])).collect();
+        assert_eq!(ends, [1.0, 2.0, 3.0, 4.0, 5.0], "{name}");
+        assert_eq!(steps.len() as f64, number(&evaluations[4]["step"]), "{name}");
+        // From a step within the fourth epoch.
+        let step = number(&evaluations[2]["step"]) as u64 + 1;
+        let checkpoint = format!("checkpoint-{step}");
+        std::fs::create_dir(workspace.path(&rest)).unwrap();
+        let from = workspace.path(&format!("{whole}/{checkpoint}"));
+        std::fs::rename(from, workspace.path(&format!("{rest}/{checkpoint}"))).unwrap();
+        workspace.ok(&format!("{} --resume", to(&rest)));
+        assert_eq!(log(&workspace, &rest).0, steps, "{name}");
+        let models = [&whole, &rest].map(|folder| read_model(&workspace.path(folder)));
+        assert_eq!(models[0], models[1], "{name}");
+    }
+}
+
 #[test]
 fn the_loss_is_linear_in_weights_of_tasks() {
     let workspace = without_dropout();
@@ -117,9 +160,14 @@ fn what_is_not_there_is_named() {
         ("--class-weights mood=balanced", "--class-weights mood: no such task"),
         (
             "--class-weights topic=car:2",
-            "--class-weights car=2: task topic has no such label; its labels are battery, ",
+            "--class-weights car:2: there is no such label; those of topic are battery, ",
         ),
-        ("--class-weights battery:2", "task sentiment has no such label"),
+        ("--class-weights car:2", "song; those of sentiment are bad, fine, good"),
+        (
+            "--class-weights balanced --class-weights topic=song:2",
+            "labels of task topic are weighted twice",
+        ),
+        ("--task-weight topic=2 --task-weight topic=3", "--task-weight topic: is given twice"),
     ] {
         workspace.refused(&format!("{TRAIN} {options}"), 2, &[words]);
     }

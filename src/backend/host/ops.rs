@@ -139,11 +139,6 @@ pub struct Targets<'a> {
 }
 
 impl<'a> Targets<'a> {
-    /// The mean over the labelled rows, nothing smoothed.
-    pub fn new(labels: &'a [i32]) -> Self {
-        Targets { labels, weights: None, smoothing: 0.0 }
-    }
-
     /// What each row's loss is multiplied with, and what all of them are divided by.
     pub fn scales(&self) -> (impl Fn(usize) -> f64 + use<'a>, f64) {
         let weights = self.weights;

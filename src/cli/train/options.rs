@@ -157,7 +157,7 @@ pub struct LossArgs {
     #[arg(long, alias = "task_weight", value_name = "TASK=WEIGHT", value_parser = task_weight)]
     task_weight: Vec<(String, f32)>,
     /// Weights of labels: balanced (as rare as they are), or LABEL:WEIGHT,... with 1 for the others; of one task, or of all
-    /// (repeatable)
+    /// that have such labels (repeatable)
     #[arg(
         long,
         alias = "class_weights",
@@ -201,7 +201,7 @@ fn task_weight(text: &str) -> std::result::Result<(String, f32), String> {
 }
 
 fn class_weights(text: &str) -> std::result::Result<ClassWeights, String> {
-    // Names of tasks have no colon; labels may have anything.
+    // Names of tasks have no colon. A label with `=` in it needs its task in front.
     let (task, rest) = match text.split_once('=') {
         Some((task, rest)) if !task.contains(':') => (Some(task.to_owned()), rest),
         _ => (None, text),
