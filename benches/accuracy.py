@@ -168,10 +168,11 @@ def tables(args):
 def protects(results, name, chosen):
     """What the freezes of one set protect, where that was measured."""
     rows = {freeze: runs_of(results, name, freeze) for freeze in chosen["freezes"]}
-    rows = {freeze: runs for freeze, runs in rows.items() if runs and all("drift" in one for one in runs)}
+    rows = {freeze: [one for one in runs if "drift" in one] for freeze, runs in rows.items()}
+    rows = {freeze: runs for freeze, runs in rows.items() if runs}
     if not rows:
         return
-    print(f"\n| {name} | probe on {chosen['other'].split('=')[0]}, before | after | change | last layer's CKA | "
+    print(f"\n| {name}, seeds: {min(map(len, rows.values()))} | probe on {chosen['other'].split('=')[0]}, before | after | change | last layer's CKA | "
           "relative change of weights | train - test |")
     print("|---" * 7 + "|")
     for freeze, runs in rows.items():
