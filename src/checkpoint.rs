@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::model::folder::{TrainedModel, write_model};
-use crate::model::weights::{self, NamedTensor, WeightFile};
+use crate::model::weights::{self, NamedTensor, SINGLE_FILE, WeightFile};
 use crate::model::{Network, ParamId};
 use crate::session::Session;
 use crate::train::{Progress, Snapshot, Start};
@@ -27,7 +27,6 @@ const BEST: &str = "best.safetensors";
 const RECORD: &str = "checkpoint.json";
 /// The run's settings, under transformers' name for such a file.
 const SETTINGS: &str = "training_args.json";
-const MODEL: &str = "model.safetensors";
 
 /// `checkpoint.json`: written last, with what the other files must be.
 #[derive(Serialize, Deserialize)]
@@ -142,7 +141,7 @@ pub fn write(
     files::write_atomically(&folder.join(SETTINGS), &json(settings))?;
     files::write_atomically(&folder.join("trainer_state.json"), &json(state))?;
     let mut record = Record { progress: snapshot.progress.clone(), sha256: BTreeMap::new() };
-    for name in [MODEL, OPTIMIZER, BEST, SETTINGS] {
+    for name in [SINGLE_FILE, OPTIMIZER, BEST, SETTINGS] {
         let path = folder.join(name);
         if path.exists() {
             record.sha256.insert(name.to_owned(), files::sha256_of(&path)?);
@@ -243,7 +242,7 @@ fn read(folder: &Path, network: &Network) -> Result<(Restored, Value)> {
     let settings =
         serde_json::from_slice(&text).map_err(|e| Error::content(&path, e.to_string()))?;
 
-    let model = WeightFile::open_file(&folder.join(MODEL))?;
+    let model = WeightFile::open_file(&folder.join(SINGLE_FILE))?;
     let optimizer = WeightFile::open_file(&folder.join(OPTIMIZER))?;
     let best = match record.sha256.contains_key(BEST) {
         true => Some(WeightFile::open_file(&folder.join(BEST))?),

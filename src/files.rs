@@ -1,7 +1,8 @@
-//! Writing files so that nothing half-written is ever seen; what they hold, as a hash; what a folder holds.
+//! Writing files so that nothing half-written is ever seen; what they hold, as a hash; what a folder holds; where a
+//! user's files are.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -71,4 +72,37 @@ pub fn names(folder: &Path) -> Result<Vec<String>> {
         entry.map(|entry| entry.file_name().to_string_lossy().into_owned())
     };
     entries.map(name).collect::<std::io::Result<_>>().map_err(|e| Error::io(folder, e))
+}
+
+/// Where programs keep what they can compute or fetch again (XDG Base Directory Specification); None where there is
+/// no home folder.
+pub fn user_cache() -> Option<PathBuf> {
+    match std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()) {
+        Some(folder) => Some(folder.into()),
+        None => Some(std::env::home_dir()?.join(".cache")),
+    }
+}
+
+/// A path whose `~` at the beginning, alone or before a slash, is the home folder; others (`~user` too) as they are.
+pub fn expand_home(path: PathBuf) -> PathBuf {
+    match (path.strip_prefix("~"), std::env::home_dir()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_home_folder_has_a_short_name() {
+        let home = std::env::home_dir().unwrap();
+        let expanded = |path: &str| expand_home(path.into());
+        assert_eq!(expanded("~/models"), home.join("models"));
+        assert_eq!(expanded("~"), home);
+        for path in ["~user/models", "/a/~/b", "a", "./~"] {
+            assert_eq!(expanded(path), Path::new(path));
+        }
+    }
 }

@@ -47,6 +47,15 @@ impl ModelArgs {
             (None, None) => Err(Error::usage("give --model DIR or --arch NAME")),
         }
     }
+
+    /// The same model by the folder that it was opened from.
+    pub fn resolved(&self, source: &Source) -> Self {
+        let model = match source {
+            Source::Folder(folder) => Some(folder.dir.clone()),
+            Source::Published(_) => None,
+        };
+        Self { model, arch: self.arch.clone(), pooling: self.pooling }
+    }
 }
 
 /// Where to compute.

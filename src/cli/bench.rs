@@ -154,6 +154,7 @@ fn show_ceilings(args: &Args) -> Result<()> {
 /// What all shapes have in common.
 struct Bencher<'a> {
     args: &'a Args,
+    model: ModelArgs,
     engine: Engine,
     network: Network,
     initial: Vec<Vec<f32>>,
@@ -187,6 +188,7 @@ impl<'a> Bencher<'a> {
         }
         Ok(Self {
             args,
+            model: args.model.resolved(source),
             engine,
             initial: source.initial_values(&network, args.run.seed)?,
             network,
@@ -272,7 +274,7 @@ impl<'a> Bencher<'a> {
     /// Peak memory of each scenario, each in a process of its own.
     fn peaks(&self, capacity: Capacity) -> Vec<Option<usize>> {
         let bar = progress::bar(self.scenarios.len() as u64, "measuring memory");
-        let (model, clip) = (&self.args.model, self.args.rates.clip());
+        let (model, clip) = (&self.model, self.args.rates.clip());
         let peak = |scenario: &Scenario| {
             bar.inc(1);
             if scenario.is_cached {

@@ -9,8 +9,8 @@ use crate::{Error, Result};
 /// Where the labelled texts are.
 #[derive(clap::Args, Debug)]
 pub struct DataArgs {
-    /// A task and its file: CSV, TSV, JSON lines or Parquet (repeatable); columns default to `text` (and `text_pair`, if it is
-    /// there), and to the task's name or `label`
+    /// A task and its file (repeatable): CSV, TSV, JSON lines or Parquet (if built in); columns default to `text` (and
+    /// `text_pair`, if it is there), and to the task's name or `label`
     #[arg(long = "task", value_name = "NAME=FILE[:TEXT[:LABEL]]", required = true)]
     pub tasks: Vec<String>,
     /// Evaluation rows of a task; else a `split` column, else --holdout

@@ -101,7 +101,8 @@ fn filling(network: &Network, capacity: Capacity) -> Batch {
     batch
 }
 
-/// Runs the probe in a process of its own; None where that does not work.
+/// Runs the probe in a process of its own; None where that does not work. `model` is the folder of a model that was
+/// named, which the probe then need not look up again.
 pub fn measure(
     model: &ModelArgs,
     network: &Network,

@@ -128,8 +128,8 @@ fn command() -> clap::Command {
             });
             command.mut_arg("tasks", |arg| {
                 arg.value_name("NAME=FILE[:TEXT[:LABEL]]|NAME=N").help(
-                    "A task and its file: CSV, TSV, JSON lines or Parquet (repeatable); columns default to \
-                     `text`, and to the task's name or `label`. Or its number of labels: then tokens \
+                    "A task and its file (repeatable): CSV, TSV, JSON lines or Parquet (if built in); columns \
+                     default to `text`, and to the task's name or `label`. Or its number of labels: then tokens \
                      are synthetic",
                 )
             })

@@ -29,7 +29,7 @@ pub fn open(option: &str, model: &Path, need: Need) -> Result<ModelFolder> {
         }
         Event::Bytes(n) => bar.inc(n),
         Event::Ends => bar.finish_and_clear(),
-        Event::Unreachable { problem } => eprintln!("{problem}: using the copy in the cache"),
+        Event::UsesCopy { problem } => eprintln!("{problem}: using the copy in the cache"),
     })?;
     ModelFolder::open(&snapshot)
 }

@@ -25,8 +25,8 @@ use texts::Texts;
                         frostline predict --model demo/minilm texts.txt --embeddings texts.npy"
 )]
 pub struct Args {
-    /// Texts: a CSV, TSV, JSON lines or Parquet file and its column [default: text, with text_pair if it is there], or two
-    /// joined by + for pairs; of any other file, and of stdin (-), each line is a text
+    /// Texts: a CSV, TSV, JSON lines or Parquet (if built in) file and its column [default: text, with text_pair if it
+    /// is there], or two joined by + for pairs; of any other file, and of stdin (-), each line is a text
     #[arg(value_name = "FILE[:COLUMN]", default_value = "-", hide_default_value = true)]
     texts: String,
     #[command(flatten)]

@@ -34,7 +34,7 @@ pub(super) fn parse_tsv(text: &str, table: &mut Table) -> Parsed<()> {
     let fields = |line: &str| line.split('\t').map(str::to_owned).collect::<Vec<_>>();
     let mut lines = lines(text);
     let (number, header) = lines.next().ok_or("no header: the file has only blank lines")?;
-    table.set_header(number, fields(header))?;
+    table.set_header(Some(number), fields(header))?;
     lines.try_for_each(|(number, line)| table.push_row(number, fields(line)))
 }
 
@@ -54,7 +54,7 @@ pub(super) fn parse_csv(text: &str, table: &mut Table) -> Parsed<()> {
             return Err(format!("line {line}: a quoted field that begins in this row never ends"));
         }
         if table.columns().is_empty() {
-            table.set_header(line, fields)?;
+            table.set_header(Some(line), fields)?;
         } else {
             table.push_row(line, fields)?;
         }
@@ -113,7 +113,7 @@ pub(super) fn parse_json_lines(text: &str, table: &mut Table) -> Parsed<()> {
         return Err("no columns: every object is empty".to_owned());
     }
     let columns: Vec<String> = columns.into_iter().collect();
-    table.set_header(objects[0].0, columns.clone())?;
+    table.set_header(Some(objects[0].0), columns.clone())?;
     for (row, (number, mut object)) in objects.into_iter().enumerate() {
         let mut values = Vec::with_capacity(columns.len());
         for (column, name) in columns.iter().enumerate() {

@@ -1,17 +1,22 @@
 //! Reads Parquet files, column by column; their rows are counted from 1.
 
+mod guard;
+
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use parquet::basic::{Compression, ConvertedType, LogicalType, Repetition, Type as Physical};
-use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
 use parquet::data_type::DataType;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::reader::{Length, SerializedPageReader};
 use parquet::schema::types::Type;
 
 use super::formats::Parsed;
 use super::table::{Table, quoted_list};
 use crate::{Error, Result};
+use guard::{Pages, PagesFile, guarded};
 
 /// Values that are decoded at a time.
 const CHUNK: usize = 1024;
@@ -21,22 +26,26 @@ const CHUNK: usize = 1024;
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be read; else [`Error::Content`] with column and row: what is no Parquet file, or is
-/// not whole, another compression, a string that is not UTF-8, no column of strings or integers.
+/// not whole or damaged, another compression, a string that is not UTF-8, no column of strings or integers.
 pub(super) fn read(path: &Path, table: &mut Table) -> Result<()> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     if file.metadata().map_err(|e| Error::io(path, e))?.is_dir() {
         return Err(Error::content(path, "is a folder, not a file"));
     }
-    let reader = SerializedFileReader::new(file)
-        .map_err(|e| Error::content(path, format!("is not a whole Parquet file: {e}")))?;
-    fill(&reader, table).map_err(|problem| Error::content(path, problem))
+    let all = || {
+        let metadata = ParquetMetaDataReader::new()
+            .parse_and_finish(&file)
+            .map_err(|e| format!("is not a whole Parquet file: {e}"))?;
+        fill(&Arc::new(PagesFile(file)), &metadata, table)
+    };
+    guarded(all).map_err(|problem| Error::content(path, problem))
 }
 
-fn fill(file: &impl FileReader, table: &mut Table) -> Parsed<()> {
-    let schema = file.metadata().file_metadata().schema_descr();
+fn fill(file: &Arc<PagesFile>, metadata: &ParquetMetaData, table: &mut Table) -> Parsed<()> {
+    let schema = metadata.file_metadata().schema_descr();
     let fields = schema.root_schema().get_fields();
     let names: Vec<String> = fields.iter().map(|field| field.name().to_owned()).collect();
-    table.set_header(0, names.clone())?;
+    table.set_header(None, names.clone())?;
     let mut columns: Vec<Option<Vec<String>>> = Vec::new();
     for (at, field) in fields.iter().enumerate() {
         let kind = not_text(field);
@@ -49,25 +58,30 @@ fn fill(file: &impl FileReader, table: &mut Table) -> Parsed<()> {
         let names = quoted_list(&names);
         return Err(format!("no column holds strings or integers; the columns are {names}"));
     }
-    let mut n_rows = 0;
-    for group in 0..file.num_row_groups() {
-        let group = file.get_row_group(group).map_err(|e| format!("row {}: {e}", n_rows + 1))?;
-        n_rows += usize::try_from(group.metadata().num_rows()).unwrap_or_default();
+    let mut n_rows: usize = 0;
+    for group in metadata.row_groups() {
+        let n_new = usize::try_from(group.num_rows()).unwrap_or_default();
+        n_rows = n_rows.saturating_add(n_new);
         // A column of nested values has several leaves, or is one leaf below another name.
         for leaf in 0..schema.num_columns() {
             let at = schema.get_column_root_idx(leaf);
             let (Some(column), name) = (&mut columns[at], &names[at]) else { continue };
-            let codec = group.metadata().column(leaf).compression_codec();
+            let chunk = group.column(leaf);
+            let codec = chunk.compression_codec();
             if !matches!(codec.into(), Compression::UNCOMPRESSED | Compression::SNAPPY) {
                 return Err(format!(
                     "`{name}` is compressed with {codec:?}; expected Snappy or none, as \
                      compression=\"snappy\" writes it"
                 ));
             }
-            let reader = group
-                .get_column_reader(leaf)
+            let pages = check_place(chunk, file.len()).and_then(|()| {
+                SerializedPageReader::new(file.clone(), chunk, n_new, None)
+                    .map_err(|e| e.to_string())
+            });
+            let pages = pages
                 .map_err(|e| format!("row {}: `{name}` cannot be read: {e}", column.len() + 1))?;
-            read_column(reader, &fields[at], column)?;
+            let reader = get_column_reader(schema.column(leaf), Box::new(Pages(pages)));
+            read_column(reader, &fields[at], n_rows, column)?;
             if column.len() != n_rows {
                 let found = column.len();
                 return Err(format!(
@@ -85,6 +99,17 @@ fn fill(file: &impl FileReader, table: &mut Table) -> Parsed<()> {
         table.push_row(row, columns.iter_mut().map(next).collect())?;
     }
     Ok(())
+}
+
+/// Checks that a column's pages lie in a file of `n_bytes`.
+fn check_place(chunk: &ColumnChunkMetaData, n_bytes: u64) -> Parsed<()> {
+    let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
+    let length = chunk.compressed_size();
+    let end = u64::try_from(start).ok().zip(u64::try_from(length).ok());
+    match end.and_then(|(start, length)| start.checked_add(length)) {
+        Some(end) if end <= n_bytes => Ok(()),
+        _ => Err(format!("{length} bytes from {start} on are not in a file of {n_bytes}")),
+    }
 }
 
 /// What a column's values are where they are neither strings nor integers.
@@ -138,24 +163,29 @@ fn is_signed(converted: ConvertedType) -> Option<bool> {
     }
 }
 
-/// Appends a row group's values of one column.
-fn read_column(reader: ColumnReader, field: &Type, column: &mut Vec<String>) -> Parsed<()> {
+/// Appends a row group's values of one column, which has `n_rows` with them.
+fn read_column(
+    reader: ColumnReader,
+    field: &Type,
+    n_rows: usize,
+    column: &mut Vec<String>,
+) -> Parsed<()> {
     let has_sign = is_signed(field.get_basic_info().converted_type()).unwrap_or(true);
     match reader {
         ColumnReader::ByteArrayColumnReader(reader) => {
-            append(reader, field, column, |value| match std::str::from_utf8(value.data()) {
+            append(reader, field, n_rows, column, |value| match std::str::from_utf8(value.data()) {
                 Ok(text) => Ok(text.to_owned()),
                 Err(e) => Err(format!("is not UTF-8 from byte {} on", e.valid_up_to() + 1)),
             })
         }
         ColumnReader::Int32ColumnReader(reader) => {
-            append(reader, field, column, |&value| match has_sign {
+            append(reader, field, n_rows, column, |&value| match has_sign {
                 true => Ok(value.to_string()),
                 false => Ok(value.cast_unsigned().to_string()),
             })
         }
         ColumnReader::Int64ColumnReader(reader) => {
-            append(reader, field, column, |&value| match has_sign {
+            append(reader, field, n_rows, column, |&value| match has_sign {
                 true => Ok(value.to_string()),
                 false => Ok(value.cast_unsigned().to_string()),
             })
@@ -167,6 +197,7 @@ fn read_column(reader: ColumnReader, field: &Type, column: &mut Vec<String>) -> 
 fn append<T: DataType>(
     mut reader: ColumnReaderImpl<T>,
     field: &Type,
+    n_rows: usize,
     column: &mut Vec<String>,
     text: impl Fn(&T::T) -> Parsed<String>,
 ) -> Parsed<()> {
@@ -175,15 +206,18 @@ fn append<T: DataType>(
         // A level for each row where a column may have nulls: 1 where there is a value.
         let (mut levels, mut values) = (Vec::new(), Vec::new());
         let of_nullable = field.is_optional().then_some(&mut levels);
-        let (n_rows, ..) =
+        let (n_read, ..) =
             reader.read_records(CHUNK, of_nullable, None, &mut values).map_err(|e| {
                 format!("row {} or one behind it: `{name}` cannot be read: {e}", column.len() + 1)
             })?;
-        if n_rows == 0 {
+        if n_read == 0 {
             return Ok(());
         }
+        if column.len() + n_read > n_rows {
+            return Err(format!("`{name}` goes on behind row {n_rows}, the last of the file"));
+        }
         let mut values = values.iter();
-        for row in 0..n_rows {
+        for row in 0..n_read {
             let value = match levels.get(row) {
                 Some(0) => None,
                 _ => values.next(),
@@ -197,7 +231,7 @@ fn append<T: DataType>(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::os::unix::fs::FileExt;
 
     use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int32Type, Int64Type};
     use parquet::file::properties::WriterProperties;
@@ -205,6 +239,7 @@ mod tests {
     use parquet::schema::parser::parse_message_type;
 
     use super::*;
+    use crate::data::random::SplitMix64;
     use crate::data::table::tests::check_error;
 
     /// Values of one leaf, with levels where the column may have nulls or lists.
@@ -372,6 +407,50 @@ mod tests {
         let schema = "message rows { required int64 x (TIMESTAMP_MILLIS); }";
         let bytes = file(schema, Compression::SNAPPY, &[vec![Column::Longs(vec![1])]]);
         check_error("a.parquet", &bytes, &["no column holds strings or integers", "`x`"]);
+    }
+
+    #[test]
+    fn columns_are_named_once() {
+        let schema = "message rows { required int64 x; required int64 x; }";
+        let columns = vec![Column::Longs(vec![1]), Column::Longs(vec![2])];
+        let bytes = file(schema, Compression::SNAPPY, &[columns]);
+        check_error("a.parquet", &bytes, &["a.parquet: the header names column `x` twice"]);
+    }
+
+    /// What a damaged file is read as is not known; that there is no panic, and one line that names the file, is.
+    #[test]
+    fn damaged_files_are_read_or_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.parquet");
+        let (mut n_read, mut n_refused, mut n_caught) = (0, 0, 0);
+        for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY] {
+            let whole = file(SCHEMA, compression, &groups());
+            std::fs::write(&path, &whole).unwrap();
+            let damaged = File::options().write(true).open(&path).unwrap();
+            let mut random = SplitMix64::new(17);
+            for (at, byte) in whole.iter().enumerate() {
+                // A bit at random, and all of them.
+                for flipped in [1 << random.below(8), 0xff] {
+                    damaged.write_all_at(&[byte ^ flipped], at as u64).unwrap();
+                    match Table::read(&path) {
+                        Ok(_) => n_read += 1,
+                        Err(error) => {
+                            let message = error.to_string();
+                            let names = matches!(error, Error::Content { .. });
+                            assert!(names && message.contains("a.parquet"), "{at}: {message}");
+                            assert!(!message.contains('\n'), "{at}: {message}");
+                            n_refused += 1;
+                            n_caught += usize::from(message.contains("cannot be decoded"));
+                        }
+                    }
+                }
+                damaged.write_all_at(&[*byte], at as u64).unwrap();
+            }
+            assert!(Table::read(&path).is_ok(), "each flip alone");
+        }
+        assert!(n_read > 100 && n_refused > 100, "{n_read} {n_refused}");
+        // Without these nothing shows that a panic is caught.
+        assert!(n_caught > 0);
     }
 
     /// The writer here has no other codec, so the one that stands in the footer is overwritten.

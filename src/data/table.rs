@@ -177,15 +177,17 @@ impl Table {
         Error::content(&self.path, format!("{} {}: {problem}", self.unit, self.lines[row]))
     }
 
-    pub(super) fn set_header(&mut self, line: usize, columns: Vec<String>) -> Parsed<()> {
+    /// Names the columns; `line` is where they stand, where they do so in a line.
+    pub(super) fn set_header(&mut self, line: Option<usize>, columns: Vec<String>) -> Parsed<()> {
+        let place = line.map_or(String::new(), |line| format!("line {line}: "));
         if columns.iter().all(String::is_empty) {
-            return Err(format!("line {line}: no header; it must name the columns"));
+            return Err(format!("{place}no header; it must name the columns"));
         }
         let mut seen = HashSet::new();
         // Nameless columns are common (a saved index) and cannot be asked for.
         for name in columns.iter().filter(|name| !name.is_empty()) {
             if !seen.insert(name) {
-                return Err(format!("line {line}: the header names column `{name}` twice"));
+                return Err(format!("{place}the header names column `{name}` twice"));
             }
         }
         self.columns = columns;

@@ -87,7 +87,7 @@ fn classifier(dir: &Path, model: &ModelFolder, task: &str, labels: &[String]) ->
         };
         tensors.push(renamed(file, &param.name, name, &param.shape)?);
     }
-    weights::write(&dir.join("model.safetensors"), &tensors)?;
+    weights::write(&dir.join(weights::SINGLE_FILE), &tensors)?;
     folder::copy_companions(&model.dir, dir)?;
     write_config(dir, model, labels)?;
     Ok(Exported::SequenceClassification)
@@ -144,7 +144,7 @@ fn sentence_transformer(
         .filter(|param| !is_head(&param.group))
         .map(|param| renamed(file, &param.name, param.name.clone(), &param.shape))
         .collect::<Result<_>>()?;
-    weights::write(&dir.join("model.safetensors"), &encoder)?;
+    weights::write(&dir.join(weights::SINGLE_FILE), &encoder)?;
     folder::copy_companions(&model.dir, dir)?;
     let width = model.config.hidden_size;
     let module = |at: usize, name: &str, path: &str| {

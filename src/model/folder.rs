@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::config::Config;
 use super::params::{Group, Init, Network, ParamId, Pooling, head_tensor};
-use super::weights::{self, NamedTensor, WeightFile};
+use super::weights::{self, INDEX_FILE, NamedTensor, SINGLE_FILE, WeightFile};
 use crate::tensor::{self, DType};
 use crate::{Error, Result, files, philox};
 
@@ -61,9 +61,7 @@ impl ModelFolder {
             return Err(Error::content(dir, problem));
         }
         let config = Config::read(&dir.join("config.json"))?;
-        let has_weights = ["model.safetensors", "model.safetensors.index.json"]
-            .iter()
-            .any(|name| dir.join(name).exists());
+        let has_weights = [SINGLE_FILE, INDEX_FILE].iter().any(|name| dir.join(name).exists());
         let weights = has_weights.then(|| WeightFile::open(dir)).transpose()?;
         let settings: Settings = match read_json(&dir.join(SETTINGS))? {
             Some(value) => serde_json::from_value(value)
@@ -239,7 +237,7 @@ pub fn write_model(dir: &Path, model: &TrainedModel) -> Result<()> {
         let (name, shape) = (param.name.clone(), param.shape.clone());
         tensors.push(NamedTensor { name, dtype, shape, bytes });
     }
-    weights::write(&dir.join("model.safetensors"), &tensors)?;
+    weights::write(&dir.join(SINGLE_FILE), &tensors)?;
     let mut settings = serde_json::to_vec_pretty(&model.settings)
         .map_err(|e| Error::content(dir.join(SETTINGS), e.to_string()))?;
     settings.push(b'\n');

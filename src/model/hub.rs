@@ -6,6 +6,7 @@
 
 mod cache;
 mod remote;
+mod settings;
 
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use super::weights::{self, INDEX_FILE, SINGLE_FILE};
 use crate::{Error, Result};
 use cache::{Cached, Interrupted};
 use remote::{Answer, Failure, Remote};
+use settings::Settings;
 
 /// The one file that every model has: its answer says which commit a revision is.
 const CONFIG: &str = "config.json";
@@ -86,57 +88,16 @@ pub enum Event<'a> {
     Bytes(u64),
     /// It is whole, and in the cache.
     Ends,
-    /// The hub does not answer, and what the cache has is enough.
-    Unreachable { problem: &'a str },
-}
-
-/// What the environment says of hub and cache.
-struct Settings {
-    cache: PathBuf,
-    endpoint: String,
-    token: Option<String>,
-    is_offline: bool,
-}
-
-impl Settings {
-    /// Reads HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN (or the file `token` in HF_HOME) and HF_HUB_OFFLINE.
-    fn from_env() -> Result<Self> {
-        let text = |name: &str| std::env::var(name).ok().filter(|text| !text.trim().is_empty());
-        let path =
-            |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
-        let user_cache =
-            || path("XDG_CACHE_HOME").or_else(|| Some(std::env::home_dir()?.join(".cache")));
-        let home = path("HF_HOME").or_else(|| Some(user_cache()?.join("huggingface")));
-        let cache = path("HF_HUB_CACHE").or_else(|| Some(home.as_ref()?.join("hub")));
-        let cache = cache.ok_or_else(|| {
-            Error::usage("HF_HOME: is not set, and there is no home folder for a cache of models")
-        })?;
-        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
-        let endpoint = endpoint.trim().trim_end_matches('/').to_owned();
-        if !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
-            let problem = "expected a URL that begins with https:// or http://";
-            return Err(Error::usage(format!("HF_ENDPOINT {endpoint}: {problem}")));
-        }
-        let stored = || std::fs::read_to_string(home.as_ref()?.join("token")).ok();
-        let token = text("HF_TOKEN").or_else(stored).map(|token| token.trim().to_owned());
-        let is_on = |text: String| {
-            ["1", "on", "yes", "true"].contains(&text.trim().to_ascii_lowercase().as_str())
-        };
-        Ok(Self {
-            cache,
-            endpoint,
-            token: token.filter(|token| !token.is_empty()),
-            is_offline: text("HF_HUB_OFFLINE").is_some_and(is_on),
-        })
-    }
+    /// Not all could be asked for or kept, and what the cache has is enough.
+    UsesCopy { problem: &'a str },
 }
 
 /// The folder of a model: of the revision in the cache, whose missing files are downloaded first. `option` is what
 /// names the model, for messages; `watch` is told how it goes.
 ///
 /// # Errors
-/// A model that is neither in the cache nor on the hub, or not for this user; no network, or a download that breaks
-/// off; a cache that cannot be written.
+/// Where the cache has no copy that is enough: a model that is not on the hub, or not for this user; no network, or a
+/// download that breaks off; a cache that cannot be written. Besides, settings and files of the cache that are wrong.
 pub fn find(
     option: &str,
     name: &Name,
@@ -170,17 +131,17 @@ pub fn find(
     }
     let remote = Remote::new(&settings.endpoint, settings.token.as_deref(), &name.repo);
     let download = Download { title: &title, remote, cached: &cached };
-    match download.run(revision, commit, need, watch) {
-        Ok(snapshot) => Ok(snapshot),
-        Err(Stop::Unreachable(problem)) => match enough {
-            Some(snapshot) => {
-                watch(Event::Unreachable { problem: &problem });
-                Ok(snapshot)
-            }
-            None => Err(nowhere(format!("{not_cached}; {problem}"))),
-        },
-        Err(Stop::Refused(problem)) => Err(nowhere(problem)),
-        Err(Stop::Fault(error)) => Err(error),
+    match (download.run(revision, commit, need, watch), enough) {
+        (Ok(snapshot), _) => Ok(snapshot),
+        // Whatever the reason (no network, an expired token, a shared cache that is read-only): what is missing may
+        // well be files that the model does not have, as beside what transformers has downloaded.
+        (Err(stop), Some(snapshot)) => {
+            watch(Event::UsesCopy { problem: &stop.problem() });
+            Ok(snapshot)
+        }
+        (Err(Stop::Unreachable(problem)), None) => Err(nowhere(format!("{not_cached}; {problem}"))),
+        (Err(Stop::Refused(problem)), None) => Err(nowhere(problem)),
+        (Err(Stop::Fault(error)), None) => Err(error),
     }
 }
 
@@ -203,10 +164,24 @@ enum Stop {
     Fault(Error),
 }
 
+impl Stop {
+    fn problem(self) -> String {
+        match self {
+            Stop::Unreachable(problem) | Stop::Refused(problem) => problem,
+            Stop::Fault(error) => error.to_string(),
+        }
+    }
+}
+
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
         Stop::Fault(error)
     }
+}
+
+/// The hub has no such file; certain if it says so itself.
+struct Absent {
+    is_certain: bool,
 }
 
 struct Download<'a> {
@@ -227,12 +202,12 @@ impl Download<'_> {
         let commit = match commit.filter(|commit| self.cached.has(commit, CONFIG)) {
             Some(commit) => commit,
             None => {
-                let answer = self.ask(revision, CONFIG)?.ok_or_else(|| {
+                let Ok(answer) = self.ask(revision, CONFIG)? else {
                     let url = self.remote.url(revision, CONFIG);
-                    Stop::Refused(format!(
+                    return Err(Stop::Refused(format!(
                         "there is no such model, or it has no config.json: {url} is not found (404)"
-                    ))
-                })?;
+                    )));
+                };
                 let commit = answer.commit.clone();
                 let blob = self.receive(answer, watch)?;
                 self.cached.link(&commit, CONFIG, &blob)?;
@@ -241,12 +216,8 @@ impl Download<'_> {
             }
         };
         for file in need.files().filter(|file| !self.cached.has(&commit, file)) {
-            if self.cached.is_known_absent(&commit, file) {
-                continue;
-            }
-            match self.bring(&commit, file, watch)? {
-                true => {}
-                false => self.cached.note_absent(&commit, file)?,
+            if !self.cached.is_known_absent(&commit, file) {
+                self.bring(&commit, file, watch)?;
             }
         }
         if need == Need::All && !has_weights(self.cached, &commit)? {
@@ -263,7 +234,7 @@ impl Download<'_> {
         if self.bring(commit, SINGLE_FILE, watch)? {
             return Ok(());
         }
-        let Some(answer) = self.ask(commit, INDEX_FILE)? else {
+        let Ok(answer) = self.ask(commit, INDEX_FILE)? else {
             let has = match PICKLED.into_iter().find(|file| self.remote.has(commit, file)) {
                 Some(file) => format!("only {file}, which is not read: convert it to safetensors"),
                 None => "no weights in safetensors".to_owned(),
@@ -290,17 +261,28 @@ impl Download<'_> {
         file: &str,
         watch: &mut dyn FnMut(Event),
     ) -> std::result::Result<bool, Stop> {
-        let Some(answer) = self.ask(commit, file)? else { return Ok(false) };
+        let answer = match self.ask(commit, file)? {
+            Ok(answer) => answer,
+            Err(Absent { is_certain }) => {
+                if is_certain {
+                    self.cached.note_absent(commit, file);
+                }
+                return Ok(false);
+            }
+        };
         let blob = self.receive(answer, watch)?;
         self.cached.link(commit, file, &blob)?;
         Ok(true)
     }
 
-    /// Asks for a file; None where the hub has none of that name.
-    fn ask(&self, revision: &str, file: &str) -> std::result::Result<Option<Answer>, Stop> {
+    fn ask(
+        &self,
+        revision: &str,
+        file: &str,
+    ) -> std::result::Result<std::result::Result<Answer, Absent>, Stop> {
         match self.remote.get(revision, file) {
-            Ok(answer) => Ok(Some(answer)),
-            Err(Failure::NoFile) => Ok(None),
+            Ok(answer) => Ok(Ok(answer)),
+            Err(Failure::NoFile { is_certain }) => Ok(Err(Absent { is_certain })),
             Err(Failure::Unreachable(problem)) => Err(Stop::Unreachable(problem)),
             Err(Failure::Refused(problem)) => Err(Stop::Refused(problem)),
         }

@@ -9,8 +9,10 @@ use crate::mmap::MappedFile;
 use crate::tensor::{self, DType};
 use crate::{Error, Result};
 
-pub(super) const SINGLE_FILE: &str = "model.safetensors";
-pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
+/// All weights in one file.
+pub const SINGLE_FILE: &str = "model.safetensors";
+/// Which shard has which weights.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// What `model.safetensors.index.json` says.
 #[derive(serde::Deserialize)]
@@ -25,8 +27,13 @@ impl Index {
         let index: Index = serde_json::from_str(&text)
             .map_err(|e| Error::content(path, format!("is not a weight index: {e}")))?;
         for name in index.shards() {
-            if Path::new(name).file_name() != Some(name.as_ref()) {
-                let problem = format!("weight_map names {name:?}, which is not a plain file name");
+            // It becomes part of a URL, too.
+            let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            let is_plain = Path::new(name).file_name() == Some(name.as_ref());
+            if !is_plain || !name.chars().all(is_allowed) {
+                let problem = format!(
+                    "weight_map names {name:?}, which is not a plain file name of letters, digits, `.`, `_` and `-`"
+                );
                 return Err(Error::content(path, problem));
             }
         }

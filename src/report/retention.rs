@@ -126,10 +126,10 @@ impl TaskRetention {
 
 fn drift_table(drift: &[GroupDrift]) -> String {
     let row = |one: &GroupDrift| vec![one.group.clone(), weights(one.weights), cka(one.cka)];
-    draw(
-        &["part", "relative change\nof weights", "CKA of\nits output"],
-        drift.iter().map(row).collect(),
-    )
+    let n_rows = drift.iter().find_map(|one| one.rows);
+    let over = n_rows.map_or(String::new(), |n| format!("\n({n} rows)"));
+    let cka = format!("CKA of\nits output{over}");
+    draw(&["part", "relative change\nof weights", &cka], drift.iter().map(row).collect())
 }
 
 fn forgetting_table(all: &[Forgetting]) -> String {
@@ -223,6 +223,19 @@ mod tests {
         assert_eq!(weights(0.012_34), "0.0123");
         assert_eq!(weights(f64::NAN), "NaN");
         assert_eq!((signed(Some(-0.25)), signed(None)), ("-0.250".into(), "-".into()));
+    }
+
+    #[test]
+    fn the_drift_says_of_how_many_rows() {
+        let part = |group: &str, cka| GroupDrift {
+            group: group.to_owned(),
+            weights: 0.5,
+            cka,
+            rows: cka.map(|_| 14),
+        };
+        let table = drift_table(&[part("embeddings", Some(0.75)), part("pooler", None)]);
+        assert!(table.contains("(14 rows)"), "{table}");
+        assert!(!drift_table(&[part("pooler", None)]).contains("rows"));
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub struct GroupDrift {
     /// Linear CKA of its output before and after training: 1 where it says the same of texts up to rotation and
     /// scale. None for the pooler and the heads, and where it says the same of all texts.
     pub cka: Option<f64>,
+    /// Texts that `cka` is over: of fewer than its output has columns it is near 1 whatever training did, of two
+    /// exactly 1. None where there is no `cka`.
+    pub rows: Option<usize>,
 }
 
 /// Texts at most whose hidden states are compared.
@@ -59,14 +62,16 @@ impl<'a> HiddenBefore<'a> {
             for id in network.param_ids().filter(|id| network.param(*id).group == group) {
                 change.add(&initial[id.0], &session.value(id)?);
             }
+            let cka = match group {
+                Group::Embeddings => cka(0),
+                Group::Layer(layer) => cka(layer + 1),
+                Group::Pooler | Group::Head(_) => None,
+            };
             drifts.push(GroupDrift {
                 group: name(group, &network),
                 weights: change.relative(),
-                cka: match group {
-                    Group::Embeddings => cka(0),
-                    Group::Layer(layer) => cka(layer + 1),
-                    Group::Pooler | Group::Head(_) => None,
-                },
+                cka,
+                rows: cka.map(|_| self.examples.len()),
             });
         }
         Ok(drifts)

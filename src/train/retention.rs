@@ -61,9 +61,10 @@ impl<'a> Before<'a> {
 }
 
 impl Retention {
-    /// The CKA of the last layer.
+    /// The CKA of the last layer; None where it has none, or nobody asked.
     pub fn last_cka(&self) -> Option<f64> {
-        self.drift.iter().flatten().filter_map(|one| one.cka).next_back()
+        let is_layer = |one: &&GroupDrift| one.group.starts_with("layer ");
+        self.drift.iter().flatten().rfind(is_layer)?.cka
     }
 
     /// The mean relative change of the weights of the embeddings and the layers.
@@ -73,5 +74,33 @@ impl Retention {
         let changes: Vec<f64> =
             self.drift.iter().flatten().filter(is_encoder).map(|one| one.weights).collect();
         (!changes.is_empty()).then(|| changes.iter().sum::<f64>() / changes.len() as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_layer_speaks_for_itself() {
+        let part = |group: &str, cka| GroupDrift {
+            group: group.to_owned(),
+            weights: 0.5,
+            cka,
+            rows: cka.map(|_| 8),
+        };
+        let of = |last| Retention {
+            drift: Some(vec![
+                part("embeddings", Some(0.75)),
+                part("layer 0", Some(0.5)),
+                part("layer 1", last),
+                part("pooler", None),
+                part("head topic", None),
+            ]),
+            forgetting: Vec::new(),
+        };
+        assert_eq!(of(Some(0.25)).last_cka(), Some(0.25));
+        assert_eq!(of(None).last_cka(), None);
+        assert_eq!(Retention::default().last_cka(), None);
     }
 }

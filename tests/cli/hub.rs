@@ -1,212 +1,16 @@
 //! Models by name, from a hub that runs in the test: downloaded once, then read from the cache.
 
-use std::collections::BTreeMap;
+mod server;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Output;
-use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
 
 use crate::{Workspace, stdout_of};
+use server::{COMMIT, Hub, listen};
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const PREDICT: &str = "predict --model org/tiny reviews.csv --embeddings e.npy --device cpu";
-
-/// A request: method and path, and the token that it bore.
-type Request = (String, Option<String>);
-
-/// What the hub has, and how it misbehaves.
-#[derive(Default)]
-struct State {
-    /// By path in the repository `org/tiny`.
-    files: BTreeMap<String, Vec<u8>>,
-    /// Answer everything with this status and X-Error-Code.
-    refuses: Option<(u16, &'static str)>,
-    /// Who does not bear this token is refused.
-    token: Option<&'static str>,
-    /// Ends the weights after so many bytes, once.
-    cut: Option<usize>,
-    /// Sends other bytes of weights, as many as it should, once.
-    spoiled: bool,
-    /// Redirects to `/moved` first, as for a repository that was renamed.
-    is_renamed: bool,
-    requests: Vec<Request>,
-    /// What the other server, which large files lie on, was asked.
-    storage_requests: Vec<Request>,
-}
-
-/// A hub on two ports, as the real one has two hosts: weights are redirected to the second.
-struct Hub {
-    endpoint: String,
-    state: Arc<Mutex<State>>,
-}
-
-impl Hub {
-    /// With the golden model bert-mean as `org/tiny`.
-    fn new() -> Self {
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pytorch/bert-mean");
-        let mut state = State::default();
-        for name in ["config.json", "tokenizer.json", "model.safetensors"] {
-            state.files.insert(name.to_owned(), fs::read(golden.join(name)).unwrap());
-        }
-        let pooling = "{\"pooling_mode_cls_token\": true, \"pooling_mode_mean_tokens\": false}";
-        state.files.insert("1_Pooling/config.json".to_owned(), pooling.into());
-        let state = Arc::new(Mutex::new(state));
-        let (hub, storage) = (listen(), listen());
-        let storage_url = format!("http://{}", storage.local_addr().unwrap());
-        let endpoint = format!("http://{}", hub.local_addr().unwrap());
-        serve(hub, state.clone(), move |state, request, stream| {
-            state.requests.push(request.clone());
-            answer(state, &request, &storage_url, stream);
-        });
-        serve(storage, state.clone(), |state, request, stream| {
-            state.storage_requests.push(request.clone());
-            let file = request.0.strip_prefix("GET /").unwrap();
-            let mut body = state.files[file].clone();
-            if std::mem::take(&mut state.spoiled) {
-                body[9] ^= 1;
-            }
-            let n_sent = state.cut.take().unwrap_or(body.len());
-            send(stream, "200 OK", &[("Content-Length", &body.len().to_string())], &body[..n_sent]);
-        });
-        Self { endpoint, state }
-    }
-
-    fn set(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.lock().unwrap());
-    }
-
-    /// What was asked since the last call, of the hub and of the storage.
-    fn asked(&self) -> (Vec<Request>, Vec<Request>) {
-        let mut state = self.state.lock().unwrap();
-        (std::mem::take(&mut state.requests), std::mem::take(&mut state.storage_requests))
-    }
-
-    /// Paths that were asked for since the last call, from behind the revision on.
-    fn files_asked(&self) -> Vec<String> {
-        let (requests, _) = self.asked();
-        let file = |(request, _): &Request| {
-            request.split("/resolve/").nth(1).unwrap().split_once('/').unwrap().1.to_owned()
-        };
-        requests.iter().map(file).collect()
-    }
-
-    /// Runs frostline against this hub, with the cache `home/hub`.
-    fn run(&self, workspace: &Workspace, arguments: &str, env: &[(&str, &str)]) -> Output {
-        let mut command = workspace.command();
-        command.env("HF_HOME", workspace.path("home")).env("HF_ENDPOINT", &self.endpoint);
-        command.env_remove("HF_HUB_OFFLINE");
-        for name in ["http_proxy", "https_proxy", "all_proxy"] {
-            command.env_remove(name).env_remove(name.to_uppercase());
-        }
-        command.envs(env.iter().copied()).args(arguments.split_whitespace()).output().unwrap()
-    }
-
-    #[track_caller]
-    fn ok(&self, workspace: &Workspace, arguments: &str) -> String {
-        stdout_of(&self.run(workspace, arguments, &[]), arguments)
-    }
-
-    /// Runs a command that must be refused with one sentence that has all of `named`.
-    #[track_caller]
-    fn refused(
-        &self,
-        workspace: &Workspace,
-        arguments: &str,
-        env: &[(&str, &str)],
-        named: &[&str],
-    ) {
-        let output = self.run(workspace, arguments, env);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{arguments}: {stderr}");
-        let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error:")).collect();
-        assert_eq!(errors.len(), 1, "{stderr}");
-        assert_eq!(stderr.lines().last(), Some(errors[0]), "an error of several lines: {stderr}");
-        for name in named {
-            assert!(errors[0].contains(name), "{name:?} is not named: {stderr}");
-        }
-    }
-}
-
-fn listen() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").unwrap()
-}
-
-/// Answers one connection after the other, until the tests end.
-fn serve(
-    listener: TcpListener,
-    state: Arc<Mutex<State>>,
-    answer: impl Fn(&mut State, Request, &mut TcpStream) + Send + 'static,
-) {
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-            // A connection that asks for nothing is none of ours.
-            let Some(Ok(first)) = lines.next() else { continue };
-            let request = first.strip_suffix(" HTTP/1.1").unwrap().to_owned();
-            let mut token = None;
-            for line in lines.map(|line| line.unwrap()).take_while(|line| !line.is_empty()) {
-                let (name, value) = line.split_once(": ").unwrap();
-                if name.eq_ignore_ascii_case("authorization") {
-                    token = Some(value.to_owned());
-                }
-            }
-            answer(&mut state.lock().unwrap(), (request, token), &mut stream);
-        }
-    });
-}
-
-fn send(stream: &mut TcpStream, status: &str, headers: &[(&str, &str)], body: &[u8]) {
-    let mut head = format!("HTTP/1.1 {status}\r\nConnection: close\r\n");
-    for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
-    }
-    head += "\r\n";
-    // Who hangs up early is told nothing more.
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
-}
-
-/// The hub's answer to a request for a file.
-fn answer(state: &State, (request, token): &Request, storage: &str, stream: &mut TcpStream) {
-    let none = ("Content-Length", "0");
-    if let Some((status, code)) = state.refuses {
-        return send(stream, &format!("{status} Refused"), &[none, ("X-Error-Code", code)], b"");
-    }
-    if state.token.is_some_and(|right| *token != Some(format!("Bearer {right}"))) {
-        return send(stream, "401 Unauthorized", &[none, ("X-Error-Code", "RepoNotFound")], b"");
-    }
-    let (method, path) = request.split_once(' ').unwrap();
-    if state.is_renamed && !path.starts_with("/moved") {
-        let moved = format!("/moved{path}");
-        return send(stream, "307 Temporary Redirect", &[none, ("Location", &moved)], b"");
-    }
-    let path = path.trim_start_matches("/moved").strip_prefix("/org/tiny/resolve/");
-    let Some((revision, file)) = path.and_then(|path| path.split_once('/')) else {
-        return send(stream, "404 Not Found", &[none, ("X-Error-Code", "RepoNotFound")], b"");
-    };
-    if ![COMMIT, "main", "v1"].contains(&revision) {
-        return send(stream, "404 Not Found", &[none, ("X-Error-Code", "RevisionNotFound")], b"");
-    }
-    let Some(body) = state.files.get(file) else {
-        return send(stream, "404 Not Found", &[none, ("X-Error-Code", "EntryNotFound")], b"");
-    };
-    let sha256: String = Sha256::digest(body).iter().map(|b| format!("{b:02x}")).collect();
-    let (size, place) = (body.len().to_string(), format!("{storage}/{file}"));
-    let commit = ("X-Repo-Commit", COMMIT);
-    if file.ends_with(".safetensors") || file.ends_with(".bin") {
-        let etag = format!("\"{sha256}\"");
-        let linked = [("X-Linked-Size", size.as_str()), ("X-Linked-Etag", &etag)];
-        let headers = [none, ("Location", &place), commit, linked[0], linked[1]];
-        return send(stream, "302 Found", &headers, b"");
-    }
-    let etag = format!("W/\"{}\"", &sha256[..40]);
-    let headers = [("Content-Length", size.as_str()), ("ETag", &etag), commit];
-    send(stream, "200 OK", &headers, if method == "HEAD" { b"" } else { body });
-}
 
 /// Everything in a folder, by path from there.
 fn tree(root: &Path) -> Vec<String> {
@@ -308,18 +112,28 @@ fn revisions() {
 #[test]
 fn weights_in_shards() {
     let (workspace, hub) = (Workspace::with_model("bert-mean"), Hub::new());
-    hub.set(|state| {
+    let map = hub.set(|state| {
         let weights = state.files.remove("model.safetensors").unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
         let names =
             tensors.names().into_iter().map(|name| format!("\"{name}\": \"a.safetensors\""));
         let map = names.collect::<Vec<_>>().join(", ");
         let index = format!("{{\"weight_map\": {{{map}}}}}");
-        state.files.insert("model.safetensors.index.json".to_owned(), index.into());
+        state.files.insert("model.safetensors.index.json".to_owned(), index.clone().into());
+        index
     });
     hub.refused(&workspace, PREDICT, &[], &["names a.safetensors", "/a.safetensors is not found"]);
     let index = format!("{REPO}/snapshots/{COMMIT}/model.safetensors.index.json");
     assert!(!workspace.path(&index).exists(), "it comes last");
+    // A name that would mean something in a URL.
+    hub.set(|state| {
+        let map = b"{\"weight_map\": {\"a\": \"a.safetensors?b#c\"}}".to_vec();
+        state.files.insert("model.safetensors.index.json".to_owned(), map);
+    });
+    hub.asked();
+    hub.refused(&workspace, PREDICT, &[], &["a.safetensors?b#c", "plain file name"]);
+    assert!(!hub.files_asked().iter().any(|file| file.starts_with("a.")));
+    hub.set(|state| _ = state.files.insert("model.safetensors.index.json".to_owned(), map.into()));
     let weights = fs::read(workspace.path("model/model.safetensors")).unwrap();
     hub.set(|state| _ = state.files.insert("a.safetensors".to_owned(), weights));
     hub.ok(&workspace, PREDICT);
@@ -345,7 +159,10 @@ fn pickled_weights_are_not_read() {
     );
     assert!(stored.is_empty(), "it was downloaded");
     hub.set(|state| _ = state.files.remove("pytorch_model.bin"));
-    hub.refused(&workspace, PREDICT, &[], &["no weights in safetensors"]);
+    for is_renamed in [false, true] {
+        hub.set(|state| state.is_renamed = is_renamed);
+        hub.refused(&workspace, PREDICT, &[], &["no weights in safetensors"]);
+    }
     hub.ok(&workspace, "plan --model org/tiny");
 }
 
@@ -359,7 +176,11 @@ fn tokens() {
     let named = ["--model org/tiny", "401", "the token (HF_TOKEN", "may not read it"];
     hub.refused(&workspace, PREDICT, &[("HF_TOKEN", "hf_wrong")], &named);
     assert_eq!(hub.asked().0[1].1.as_deref(), Some("Bearer hf_wrong"));
-    hub.refused(&workspace, PREDICT, &[("HF_TOKEN", "a\u{1}b")], &["HF_TOKEN"]);
+    hub.refused(&workspace, PREDICT, &[("HF_TOKEN", "a\u{1}b")], &["with this HF_TOKEN"]);
+    hub.asked();
+    let kept_back = [("HF_TOKEN", "hf_right"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")];
+    hub.refused(&workspace, PREDICT, &kept_back, &["401", "HF_HUB_DISABLE_IMPLICIT_TOKEN"]);
+    assert!(hub.asked().0.iter().all(|(_, token)| token.is_none()));
 
     fs::create_dir_all(workspace.path("home")).unwrap();
     workspace.write("home/token", "hf_right\n");
@@ -463,9 +284,109 @@ fn where_the_cache_is() {
     // A file where the cache should be.
     workspace.write("home", "");
     hub.refused(&workspace, plan, &[], &["home/hub/models--org--tiny"]);
-    let endpoint = [("HF_ENDPOINT", "huggingface.co")];
-    let output = hub.run(&workspace, plan, &endpoint);
+    // The shell expands this only where it stands unquoted.
+    let home = [("HOME", elsewhere.as_str()), ("HF_HOME", "~/hf")];
+    stdout_of(&hub.run(&workspace, plan, &home), plan);
+    assert!(workspace.path("elsewhere/hf/hub/models--org--tiny/refs/main").is_file());
+}
+
+#[test]
+fn what_is_no_endpoint() {
+    let (workspace, hub) = (Workspace::new(), Hub::new());
+    let with_password = hub.endpoint.replace("http://", "http://me:s3cret@");
+    let cases = [
+        ("huggingface.co", "HF_ENDPOINT huggingface.co: expected a URL"),
+        ("https://my hub", "HF_ENDPOINT https://my hub: is no URL"),
+        (&with_password, "HF_ENDPOINT: the URL"),
+    ];
+    for (endpoint, named) in cases {
+        let env = [("HF_ENDPOINT", endpoint), ("HF_TOKEN", "hf_right")];
+        let output = hub.run(&workspace, "plan --model org/tiny", &env);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(named) && !stderr.contains("s3cret"), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+    assert_eq!(hub.asked(), (vec![], vec![]));
+}
+
+/// What transformers leaves in the cache: a model with no note of the files that only others ask for. It serves
+/// whatever the hub says, or the disk.
+#[test]
+fn a_copy_that_is_enough_is_used() {
+    let (workspace, hub) = (Workspace::new(), Hub::new());
+    hub.ok(&workspace, PREDICT);
+    let forget = || {
+        let notes = workspace.path(&format!("{REPO}/.no_exist"));
+        let _ = fs::remove_file(&notes).or_else(|_| fs::remove_dir_all(&notes));
+    };
+    let uses_copy = |env: &[(&str, &str)], named: &str| {
+        forget();
+        let _ = fs::remove_file(workspace.path("e.npy"));
+        let output = hub.run(&workspace, PREDICT, env);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        let all = stderr.contains(named) && stderr.contains("using the copy in the cache");
+        assert!(all && !stderr.contains("error:"), "{named}: {stderr}");
+        assert!(workspace.path("e.npy").is_file());
+    };
+    for (status, code) in [(429, ""), (503, ""), (404, "RepoNotFound"), (403, "GatedRepo")] {
+        hub.set(|state| state.refuses = Some((status, code)));
+        uses_copy(&[], &status.to_string());
+    }
+    hub.set(|state| (state.refuses, state.token) = (None, Some("hf_right")));
+    uses_copy(&[("HF_TOKEN", "hf_expired")], "the token (HF_TOKEN");
+    hub.set(|state| state.token = None);
+    // A cache that takes no note is no reason to say anything.
+    forget();
+    workspace.write(&format!("{REPO}/.no_exist"), "");
+    let output = hub.run(&workspace, PREDICT, &[]);
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(stderr.contains("HF_ENDPOINT huggingface.co: expected a URL"), "{stderr}");
+    assert!(output.status.success() && !stderr.contains("cache"), "{stderr}");
+    // One that does not take a file either: a folder stands in its place.
+    let vocabulary = b"[UNK]\n".to_vec();
+    let hash: String = Sha256::digest(&vocabulary).iter().map(|b| format!("{b:02x}")).collect();
+    let place = format!("{REPO}/blobs/{}", &hash[..40]);
+    fs::create_dir_all(workspace.path(&place)).unwrap();
+    workspace.write(&format!("{place}/file"), "");
+    hub.set(|state| _ = state.files.insert("vocab.txt".to_owned(), vocabulary));
+    uses_copy(&[], &place);
+    // Without a copy that is enough all of these are errors.
+    fs::remove_file(workspace.path(&format!("{REPO}/snapshots/{COMMIT}/model.safetensors")))
+        .unwrap();
+    hub.refused(&workspace, PREDICT, &[], &[&place]);
+}
+
+/// That a file is absent is noted for good, so only a hub that says so is believed.
+#[test]
+fn only_what_is_certain_is_noted() {
+    let (workspace, hub) = (Workspace::new(), Hub::new());
+    hub.set(|state| state.is_terse = true);
+    hub.ok(&workspace, PREDICT);
+    assert!(!workspace.path(&format!("{REPO}/.no_exist")).exists());
+    // The file is there the next time.
+    hub.set(|state| {
+        state.is_terse = false;
+        state.files.insert("frostline.json".to_owned(), b"{\"pooling\": \"mean\"}".to_vec());
+    });
+    hub.asked();
+    hub.ok(&workspace, PREDICT);
+    assert!(hub.files_asked().contains(&"frostline.json".to_owned()));
+    assert!(workspace.path(&format!("{REPO}/snapshots/{COMMIT}/frostline.json")).is_file());
+    assert!(workspace.path(&format!("{REPO}/.no_exist/{COMMIT}/vocab.txt")).is_file());
+}
+
+/// Processes that measure memory open the folder that was found.
+#[test]
+fn a_bench_looks_a_model_up_once() {
+    let (workspace, hub) = (Workspace::new(), Hub::new());
+    // Nothing is noted, so that every look-up asks again.
+    hub.set(|state| state.is_terse = true);
+    hub.ok(
+        &workspace,
+        "bench --model org/tiny --task topic=5 --scenarios none --batch-size 2 --max-length 8 --rounds 2 --warmup 1 \
+         --device cpu",
+    );
+    let asked = hub.files_asked();
+    assert_eq!(asked.iter().filter(|file| *file == "frostline.json").count(), 1, "{asked:?}");
 }

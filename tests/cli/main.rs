@@ -126,7 +126,7 @@ impl Workspace {
         let mut command = Command::cargo_bin("frostline").unwrap();
         command.current_dir(self.0.path());
         command.env("HF_HOME", self.path("no-cache")).env("HF_HUB_OFFLINE", "1");
-        for name in ["HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN"] {
+        for name in ["HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_DISABLE_IMPLICIT_TOKEN"] {
             command.env_remove(name);
         }
         command

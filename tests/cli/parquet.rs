@@ -9,6 +9,8 @@ use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::writer::SerializedFileWriter;
 use ::parquet::schema::parser::parse_message_type;
 
+use frostline::data::Table;
+
 use crate::Workspace;
 
 /// Writes the rows of `reviews.csv` as `reviews.parquet`, in two row groups.
@@ -71,4 +73,30 @@ fn refusals() {
     workspace.write("none.parquet", "text\na\n");
     workspace.refused(&format!("{predict} none.parquet"), 1, &["none.parquet", "Parquet"]);
     workspace.refused(&format!("{predict} absent.parquet"), 1, &["absent.parquet"]);
+}
+
+/// What the crate panics at is one error like others, without the message of a panic.
+#[test]
+fn damaged_files_are_one_error() {
+    let workspace = Workspace::new();
+    write_reviews(&workspace);
+    let path = workspace.path("reviews.parquet");
+    let whole = fs::read(&path).unwrap();
+    // Somewhere in the footer, where it says which columns have dictionaries.
+    let panics = |at: &usize| {
+        let mut bytes = whole.clone();
+        bytes[*at] ^= 0xff;
+        fs::write(&path, bytes).unwrap();
+        Table::read(&path).is_err_and(|error| error.to_string().contains("cannot be decoded"))
+    };
+    (0..whole.len()).rev().find(panics).expect("nothing that the crate panics at");
+    let command = "predict --model model reviews.parquet --embeddings e.npy --device cpu";
+    let output = workspace.command().args(command.split_whitespace()).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(
+        stderr.starts_with("error: ") && stderr.contains("reviews.parquet: is damaged"),
+        "{stderr}"
+    );
 }

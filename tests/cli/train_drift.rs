@@ -50,7 +50,8 @@ fn frozen_parts_do_not_move_and_others_do() {
     assert_eq!(names, expected);
     for name in ["embeddings", "layer 0", "layer 1"] {
         let part = part(&report, name);
-        assert_keys(part, &["group", "weights", "cka"]);
+        assert_keys(part, &["group", "weights", "cka", "rows"]);
+        assert_eq!(part["rows"], 14, "the evaluation rows");
         assert_eq!(part["weights"], 0.0, "{name}");
         assert!((number(&part["cka"]) - 1.0).abs() <= 1e-6, "{part}");
     }
@@ -61,7 +62,7 @@ fn frozen_parts_do_not_move_and_others_do() {
     for (name, is_frozen) in [("pooler", true), ("head topic", false), ("head sentiment", true)] {
         let part = part(&report, name);
         assert_eq!(number(&part["weights"]) == 0.0, is_frozen, "{part}");
-        assert_eq!(part["cka"], Value::Null);
+        assert_eq!((&part["cka"], &part["rows"]), (&Value::Null, &Value::Null));
     }
     check_against_files(&workspace, number(&moved["weights"]));
     assert_eq!(report["forgetting"], Value::Null);

@@ -1,6 +1,6 @@
 //! What can be said of a training run on the command line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ use crate::train::{
     BestOptions, ClassWeights, LossOptions, Metric, RateRules, Schedule, TrainOptions, Warmup,
     Weights,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// How long to train, and how the rate changes.
 #[derive(clap::Args, Debug)]
@@ -317,17 +317,9 @@ impl CacheArgs {
             (Some(_), CachePlace::Auto | CachePlace::Off) => CachePlace::Off,
             (Some(why), _) => return Err(Error::usage(format!("--cache: {why}: use --cache off"))),
         };
-        let folder = self.cache_dir.clone().unwrap_or_else(|| user_cache().join("frostline"));
+        let folder = self.cache_dir.clone().unwrap_or_else(|| {
+            files::user_cache().unwrap_or_else(std::env::temp_dir).join("frostline")
+        });
         Ok(CacheOptions { place, folder, limit_bytes: self.cache_limit.saturating_mul(1_000_000) })
-    }
-}
-
-/// Where programs keep what they can compute again (XDG Base Directory Specification).
-fn user_cache() -> PathBuf {
-    let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    match (of("XDG_CACHE_HOME"), of("HOME")) {
-        (Some(folder), _) => folder.into(),
-        (None, Some(home)) => Path::new(&home).join(".cache"),
-        (None, None) => std::env::temp_dir(),
     }
 }

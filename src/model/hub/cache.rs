@@ -66,14 +66,10 @@ impl Cached {
         self.absent(commit, file).is_file()
     }
 
-    /// Notes that the hub does not have a file.
-    ///
-    /// # Errors
-    /// A cache that cannot be written.
-    pub fn note_absent(&self, commit: &str, file: &str) -> Result<()> {
+    /// Notes that the hub does not have a file, if the cache can be written: without the note it is asked again.
+    pub fn note_absent(&self, commit: &str, file: &str) {
         let path = self.absent(commit, file);
-        create_parent(&path)?;
-        File::create(&path).map(drop).map_err(|e| Error::io(&path, e))
+        let _ = create_parent(&path).map(|_| File::create(&path));
     }
 
     /// Notes which commit a revision is; a commit needs no note.

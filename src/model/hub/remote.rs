@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ureq::http::{HeaderMap, Response, Uri};
+use ureq::http::{HeaderMap, Method, Response, Uri};
 use ureq::{Agent, Body, BodyReader};
 
 use super::is_plain;
@@ -36,8 +36,11 @@ pub struct Answer {
 
 /// Why there is no answer; what is said ends a sentence.
 pub enum Failure {
-    /// The repository has no file of that name, as far as the hub says.
-    NoFile,
+    /// The repository has no file of that name. It is certain where the hub says so, and not where a mirror or a proxy
+    /// finds nothing.
+    NoFile {
+        is_certain: bool,
+    },
     Unreachable(String),
     Refused(String),
 }
@@ -73,10 +76,9 @@ impl<'a> Remote<'a> {
         let (mut commit, mut etag, mut n_bytes) = (None, None, None);
         let mut at = url.clone();
         for _ in 0..MOST_HOPS {
-            let is_hub = origin(&at).is_some_and(|own| origin(self.endpoint) == Some(own));
-            let response = self.call(&at, is_hub)?;
+            let response = self.call(Method::GET, &at)?;
             let headers = response.headers();
-            if is_hub {
+            if self.is_hub(&at) {
                 let new_etag = header(headers, "x-linked-etag").or_else(|| header(headers, "etag"));
                 etag = new_etag.or(etag);
                 commit = header(headers, "x-repo-commit").or(commit);
@@ -114,26 +116,46 @@ impl<'a> Remote<'a> {
 
     /// Whether the hub has a file, as far as it says.
     pub fn has(&self, revision: &str, file: &str) -> bool {
-        let request = self.agent.head(self.url(revision, file));
-        let request = match self.token {
-            Some(token) => request.header("Authorization", format!("Bearer {token}")),
-            None => request,
-        };
-        let status = request.call().map(|response| response.status());
-        status.is_ok_and(|status| status.is_success() || status.is_redirection())
+        let mut at = self.url(revision, file);
+        for _ in 0..MOST_HOPS {
+            let Ok(response) = self.call(Method::HEAD, &at) else { return false };
+            let status = response.status();
+            if !status.is_redirection() {
+                return status.is_success();
+            }
+            match redirected(&at, response.headers()) {
+                // Another name of the repository, which may lack the file.
+                Some(next) if self.is_hub(&next) => at = next,
+                // Where the content lies.
+                next => return next.is_some(),
+            }
+        }
+        false
     }
 
-    fn call(&self, url: &str, is_hub: bool) -> Result<Response<Body>, Failure> {
-        let request = self.agent.get(url);
-        let request = match self.token.filter(|_| is_hub) {
+    /// Whether a URL is the hub's own, which alone is told the token.
+    fn is_hub(&self, url: &str) -> bool {
+        origin(url).is_some_and(|own| origin(self.endpoint) == Some(own))
+    }
+
+    /// Asks with HEAD or GET, following no redirect.
+    fn call(&self, method: Method, url: &str) -> Result<Response<Body>, Failure> {
+        let uri: Uri =
+            url.parse().map_err(|e| Failure::Refused(format!("{url} is no URL: {e}")))?;
+        let request = match method {
+            Method::HEAD => self.agent.head(uri),
+            _ => self.agent.get(uri),
+        };
+        let token = self.token.filter(|_| self.is_hub(url));
+        let request = match token {
             Some(token) => request.header("Authorization", format!("Bearer {token}")),
             None => request,
         };
         request.call().map_err(|error| match error {
-            ureq::Error::Http(_) => {
-                Failure::Refused(format!("{url} cannot be asked with this HF_TOKEN: {error}"))
+            ureq::Error::Http(_) | ureq::Error::BadUri(_) => {
+                let with = if token.is_some() { " with this HF_TOKEN" } else { "" };
+                Failure::Refused(format!("{url} cannot be asked{with}: {error}"))
             }
-            ureq::Error::BadUri(_) => Failure::Refused(format!("{url} is no URL: {error}")),
             error => {
                 let place = origin(url)
                     .map_or(url.to_owned(), |(scheme, host)| format!("{scheme}://{host}"));
@@ -154,7 +176,7 @@ impl<'a> Remote<'a> {
             (404, "RevisionNotFound") => {
                 Failure::Refused(format!("{endpoint}/{repo} has no revision {revision} (404)"))
             }
-            (404, _) => Failure::NoFile,
+            (404, code) => Failure::NoFile { is_certain: code == "EntryNotFound" },
             (number @ (401 | 403), _) => {
                 let advice = match (self.token, code.as_str()) {
                     (_, "GatedRepo") => {
@@ -165,7 +187,8 @@ impl<'a> Remote<'a> {
                          may not read it"
                     }
                     (None, _) => {
-                        "it is private or not there; if there is one, set HF_TOKEN to a token that may read it"
+                        "it is private or not there; if there is one, set HF_TOKEN to a token that may read it \
+                         (and HF_HUB_DISABLE_IMPLICIT_TOKEN not at all)"
                     }
                 };
                 Failure::Refused(format!("{endpoint}/{repo} is refused ({number}): {advice}"))
