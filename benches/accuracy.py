@@ -139,7 +139,7 @@ def score(runs, task):
     accuracy, f1 = (mean(one["eval"][task][metric] for one in runs) for metric in ("accuracy", "macro_f1"))
     spread = max(one["eval"][task]["accuracy"] for one in runs) - min(one["eval"][task]["accuracy"] for one in runs)
     text = f"{accuracy:.3f} ({f1:.3f}) ±{spread / 2:.3f}"
-    return text if len(runs) == 3 else f"{text}, {len(runs)} seeds"
+    return text if len(runs) == 3 else f"{text}, seeds: {len(runs)}"
 
 
 def tables(args):

@@ -64,7 +64,7 @@
 //! | [`report`] | tables and JSON | how figures came about |
 //! | [`cli`] | arguments in, a call, a rendering out | arithmetic |
 //!
-//! Imports point down this list.
+//! Imports point down this list. [`guide`] is for users: which freeze for which task, with measured examples.
 //!
 //! # Letters
 //!
@@ -107,5 +107,8 @@ pub mod session;
 pub mod sums;
 pub mod tensor;
 pub mod train;
+
+#[doc = include_str!("../docs/which_freeze.md")]
+pub mod guide {}
 
 pub use error::{Error, Result};
