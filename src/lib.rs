@@ -60,6 +60,7 @@
 //! | [`probe`] | logistic regression on fixed vectors | where vectors are from |
 //! | [`train`] | epochs, evaluation, the proof of freezing, what training changed | rendering |
 //! | [`measure`] | statistics, memory, ceilings, scenarios | rendering |
+//! | [`advise`] | where to put the frost line, from data, frozen features, cost and a measured sweep | rendering |
 //! | [`doctor`] | every kernel of a device against the reference | rendering |
 //! | [`report`] | tables and JSON | how figures came about |
 //! | [`cli`] | arguments in, a call, a rendering out | arithmetic |
@@ -84,6 +85,7 @@
 //!   devices of [`backend::cuda`].
 #![deny(unsafe_code)]
 
+pub mod advise;
 pub mod backend;
 pub mod batch;
 pub mod cache;

@@ -1,6 +1,6 @@
 //! What runs are measured with: statistics of times ([`stats`]), the process's memory ([`memory`]),
-//! what the machine can do at most and what a plan should therefore take ([`ceilings`]) and be bound by
-//! ([`regime`]), the step of each freeze scenario beside its prediction ([`scenarios`]) and against itself ([`aa`]), a GPU's clocks
+//! what the machine can do at most and what a plan should therefore take ([`ceilings`]), what it really takes beside
+//! that ([`pace`]) and is bound by ([`regime`]), the step of each freeze scenario beside its prediction ([`scenarios`]) and against itself ([`aa`]), a GPU's clocks
 //! and energy meanwhile ([`power`]), where a saving did not
 //! come ([`findings`]), where a step's time goes ([`profile`]), and what several GPUs would make of it ([`scale`]).
 
@@ -8,6 +8,7 @@ pub mod aa;
 pub mod ceilings;
 pub mod findings;
 pub mod memory;
+pub mod pace;
 pub mod power;
 mod prefix;
 pub mod profile;
@@ -17,4 +18,5 @@ pub mod scenarios;
 pub mod stats;
 
 pub use ceilings::Ceilings;
+pub use pace::Pace;
 pub use stats::Interval;

@@ -1,0 +1,3 @@
+//! Where to put the frost line: what the data, the frozen encoder and the machine say about it, and a measured sweep.
+
+pub mod candidates;

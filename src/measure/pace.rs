@@ -1,0 +1,135 @@
+//! How fast a machine really is, beside what its ceilings promise: predictions in seconds that one can plan a day by.
+
+use super::Ceilings;
+use super::ceilings::predicted_phase_seconds;
+use super::scenarios::step_options;
+use super::stats::median;
+use crate::Result;
+use crate::backend::{StepState, Timing};
+use crate::batch::Batch;
+use crate::freeze::FreezeMask;
+use crate::plan::{Capacity, Counts, Phase, Plan};
+use crate::session::Session;
+
+/// Ceilings, and what steps take beside them.
+///
+/// Ceilings are the best that single ops reach, so that a step takes longer than they say, by about the same factor
+/// whatever is frozen. Some steps that train everything tell that factor for each phase.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Pace {
+    pub ceilings: Ceilings,
+    /// Measured over predicted: forward, backward, optimizer.
+    pub factors: [f64; 3],
+}
+
+/// Steps that are timed, after one that is not.
+const N_STEPS: usize = 3;
+
+/// A step that leaves all values as they are.
+const IDLE: StepState =
+    StepState { step: 1, learning_rate: 0.0, head_learning_rate: 0.0, weight_decay: 0.0, seed: 1 };
+
+impl Pace {
+    /// Times a few steps that train everything on `batch`. They change no value; AdamW's moments they do.
+    ///
+    /// # Errors
+    /// When the device lacks the memory or fails.
+    pub fn of(session: &mut Session, batch: &Batch, ceilings: Ceilings) -> Result<Self> {
+        let mask = FreezeMask::none(session.network().params.len());
+        let options = step_options(Capacity::of([batch]), session.compute(), Some(1.0));
+        let step = session.compile(&mask, &options)?;
+        session.run(&step, batch, &IDLE, Timing::Phases)?;
+        let mut seconds: [Vec<f64>; 3] = Default::default();
+        for _ in 0..N_STEPS {
+            let phases = session.run(&step, batch, &IDLE, Timing::Phases)?.times.phases;
+            for (all, phase) in seconds.iter_mut().zip(phases) {
+                all.push(phase.as_secs_f64());
+            }
+        }
+        let counts = Counts::of(batch);
+        let mut factors = [f64::NAN; 3];
+        for ((factor, phase), seconds) in factors.iter_mut().zip(Phase::ALL).zip(&seconds) {
+            let predicted = predicted_phase_seconds(step.plan(), phase, &counts, &ceilings);
+            *factor = median(seconds)? / predicted;
+        }
+        Ok(Self { ceilings, factors })
+    }
+
+    /// What a step should take on a batch of these counts: the time by the ceilings, but not less than starting its
+    /// ops does.
+    pub fn seconds(&self, plan: &Plan, counts: &Counts) -> f64 {
+        let phases = Phase::ALL.into_iter().zip(self.factors);
+        let work: f64 = phases
+            .map(|(phase, factor)| {
+                factor * predicted_phase_seconds(plan, phase, counts, &self.ceilings)
+            })
+            .sum();
+        work.max(plan.ops.len() as f64 * self.ceilings.op_seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Config, Network, Pooling};
+    use crate::philox::normal;
+    use crate::plan::{StepOptions, compile};
+    use crate::session::Engine;
+    use crate::tensor::DType;
+
+    fn network() -> Network {
+        let config = Config {
+            hidden_size: 32,
+            n_heads: 2,
+            n_layers: 2,
+            intermediate_size: 64,
+            vocab_size: 50,
+            ..Config::published("bert-base").unwrap()
+        };
+        Network::new(&config, None, &[("task".to_owned(), 2)], Pooling::Mean).unwrap()
+    }
+
+    #[test]
+    fn phases_count_by_their_own_factors_and_ops_at_least() {
+        let network = network();
+        let capacity = Capacity { tokens: 64, sequences: 4, max_length: 16 };
+        let mask = FreezeMask::none(network.params.len());
+        let plan = compile(&network, &mask, &StepOptions::plain(capacity, DType::F32));
+        let counts = Counts::full(capacity, 1);
+        let ceilings =
+            Ceilings { gemm_flops_per_second: 1e9, copy_bytes_per_second: 1e9, op_seconds: 1e-9 };
+        let of = |phase| predicted_phase_seconds(&plan, phase, &counts, &ceilings);
+        let [forward, backward, optimizer] = Phase::ALL.map(of);
+        let pace = Pace { ceilings, factors: [2.0, 3.0, 5.0] };
+        let expected = 2.0 * forward + 3.0 * backward + 5.0 * optimizer;
+        let found = pace.seconds(&plan, &counts);
+        // A few roundings.
+        assert!((found - expected).abs() <= 1e-12 * expected, "{found}, not {expected}");
+        let slow = Pace { ceilings: Ceilings { op_seconds: 1.0, ..ceilings }, ..pace };
+        assert_eq!(slow.seconds(&plan, &counts), plan.ops.len() as f64);
+    }
+
+    #[test]
+    fn steps_that_are_timed_change_no_value() {
+        let network = network();
+        let values: Vec<Vec<f32>> = (network.param_ids())
+            .map(|id| normal(1, id.0 as u32, network.param(id).n_elements(), 0.02))
+            .collect();
+        let mut session = Engine::CPU.session(network.clone(), values.clone()).unwrap();
+        let batch = Batch {
+            input_ids: vec![1; 8],
+            token_type_ids: vec![0; 8],
+            position_ids: (0..8).collect(),
+            cu_seqlens: vec![0, 8],
+            labels: vec![vec![1]],
+            ..Batch::default()
+        };
+        let ceilings =
+            Ceilings { gemm_flops_per_second: 1e9, copy_bytes_per_second: 1e9, op_seconds: 1e-9 };
+        let pace = Pace::of(&mut session, &batch, ceilings).unwrap();
+        assert!(pace.factors.iter().all(|factor| *factor > 0.0 && factor.is_finite()), "{pace:?}");
+        for (id, value) in network.param_ids().zip(values) {
+            assert_eq!(session.value(id).unwrap(), value);
+        }
+    }
+}
