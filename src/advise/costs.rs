@@ -1,0 +1,175 @@
+//! What each depth costs on this machine, from its plan and the machine's pace, before anything is trained.
+
+use serde::Serialize;
+
+use super::candidates::Candidate;
+use crate::Result;
+use crate::data::{BatchLimit, Corpus, Split};
+use crate::freeze::FreezeMask;
+use crate::measure::Pace;
+use crate::model::Network;
+use crate::plan::prefix::{compile_cached, compile_prefix, prefix_of};
+use crate::plan::{Counts, Layout, Plan, StepOptions, compile};
+use crate::tensor::DType;
+use crate::train::{Epochs, TrainOptions, largest_batch, step_options};
+
+/// What a run may take.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Limits {
+    pub seconds: Option<f64>,
+    /// Of the device.
+    pub memory_bytes: Option<u64>,
+}
+
+/// The cost of one depth.
+#[derive(Clone, Debug, Serialize)]
+pub struct DepthCost {
+    pub freeze: String,
+    pub n_frozen_layers: usize,
+    pub trainable_parameters: usize,
+    /// Planned FLOPs of a step, the mean over an epoch, as a share of those of a step that trains everything.
+    pub flops_share: f64,
+    /// Predicted time of a step, the mean over an epoch.
+    pub step_seconds: f64,
+    /// The frozen part's output in a cache; None where nothing is frozen, or it exceeds the cache's limit.
+    pub cache: Option<CacheCost>,
+    /// Predicted time of the whole run, evaluation and the faster of both ways included.
+    pub run_seconds: f64,
+    /// Planned peak memory of a step.
+    pub memory_bytes: u64,
+    /// Whether the run stays within the limits.
+    pub fits: bool,
+}
+
+/// The cost of a depth whose frozen part is computed once.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct CacheCost {
+    pub bytes: u64,
+    pub fill_seconds: f64,
+    pub step_seconds: f64,
+}
+
+/// What the costs are of.
+pub struct CostOptions<'a> {
+    pub train: &'a TrainOptions,
+    pub compute: DType,
+    /// Bytes that a cache may have at most; 0 for none.
+    pub cache_limit_bytes: u64,
+    pub limits: Limits,
+}
+
+/// The rows of a run as counts.
+struct Workload {
+    epoch: Vec<Counts>,
+    /// Of one evaluation.
+    eval: Vec<Counts>,
+    /// Of filling a cache.
+    fill: Vec<Counts>,
+    n_epochs: f64,
+    n_evals: f64,
+}
+
+/// Sequences of a batch of a forward pass alone.
+const FORWARD: BatchLimit = BatchLimit::Sequences(64);
+
+impl Workload {
+    fn of(corpus: &Corpus, options: &TrainOptions) -> Result<Self> {
+        let epochs = Epochs::new(options, corpus)?;
+        let n_epochs = epochs.after(epochs.n_steps());
+        let batches = options.epoch(corpus, 0)?.into_iter().flatten();
+        let epoch = batches.map(|rows| Counts::of(&corpus.pack(&corpus.train, &rows))).collect();
+        let forward = |split: &Split| -> Result<Vec<Counts>> {
+            let mut rows: Vec<usize> = (0..split.len()).collect();
+            rows.sort_by_key(|row| split.length(*row));
+            let batches = corpus.cut(split, rows, FORWARD)?.into_iter();
+            Ok(batches.map(|rows| Counts::of(&corpus.pack(split, &rows))).collect())
+        };
+        Ok(Self {
+            epoch,
+            eval: forward(&corpus.eval)?,
+            fill: forward(&corpus.train)?,
+            n_epochs,
+            // After every epoch, and at the end.
+            n_evals: n_epochs.ceil(),
+        })
+    }
+}
+
+/// The cost of every candidate over the corpus's training rows.
+///
+/// # Errors
+/// More steps than can be counted; a text that alone exceeds a limit of tokens.
+pub fn costs(
+    network: &Network,
+    corpus: &Corpus,
+    candidates: &[Candidate],
+    pace: &Pace,
+    options: &CostOptions,
+) -> Result<Vec<DepthCost>> {
+    let workload = Workload::of(corpus, options.train)?;
+    let step = step_options(corpus, options.compute, options.train);
+    let everything = compile(network, &FreezeMask::none(network.params.len()), &step);
+    let all_flops = flops(&everything, &workload.epoch);
+    let one = |candidate: &Candidate| {
+        let cost = cost(network, corpus, candidate, pace, options, (&workload, &step));
+        DepthCost { flops_share: cost.flops_share / all_flops, ..cost }
+    };
+    Ok(candidates.iter().map(one).collect())
+}
+
+/// The cost of one candidate; its share of FLOPs is still their number.
+fn cost(
+    network: &Network,
+    corpus: &Corpus,
+    candidate: &Candidate,
+    pace: &Pace,
+    options: &CostOptions,
+    (workload, step): (&Workload, &StepOptions),
+) -> DepthCost {
+    let seconds = |plan: &Plan, batches: &[Counts]| -> f64 {
+        batches.iter().map(|counts| pace.seconds(plan, counts)).sum()
+    };
+    let n_batches = workload.epoch.len() as f64;
+    let plan = compile(network, &candidate.mask, step);
+    let epoch_seconds = seconds(&plan, &workload.epoch);
+    let forward = |split| StepOptions::plain(largest_batch(split, FORWARD), options.compute);
+    let everything = FreezeMask::all(network.params.len());
+    let eval = compile(network, &everything, &forward(&corpus.eval));
+    let eval_seconds = workload.n_evals * seconds(&eval, &workload.eval);
+    let mut run_seconds = workload.n_epochs * epoch_seconds + eval_seconds;
+    let cache = prefix_of(network, &candidate.mask, step).and_then(|prefix| {
+        let n_rows = prefix.rows.count(corpus.train.n_tokens(), corpus.train.len());
+        let bytes = (n_rows * prefix.cols * size_of::<f32>()) as u64;
+        let cached = compile_cached(network, &candidate.mask, step)?;
+        let (fill, _) = compile_prefix(network, prefix.above, &forward(&corpus.train))?;
+        let cached_seconds = seconds(&cached, &workload.epoch);
+        let cost = CacheCost {
+            bytes,
+            fill_seconds: seconds(&fill, &workload.fill),
+            step_seconds: cached_seconds / n_batches,
+        };
+        (bytes <= options.cache_limit_bytes).then_some(cost)
+    });
+    if let Some(cache) = &cache {
+        let epochs = workload.n_epochs * n_batches * cache.step_seconds;
+        run_seconds = run_seconds.min(cache.fill_seconds + epochs + eval_seconds);
+    }
+    let memory_bytes = Layout::new(&plan).memory.total() as u64;
+    let Limits { seconds: most_seconds, memory_bytes: most_bytes } = options.limits;
+    DepthCost {
+        freeze: candidate.freeze.clone(),
+        n_frozen_layers: candidate.n_frozen_layers,
+        trainable_parameters: plan.n_trained_values(),
+        flops_share: flops(&plan, &workload.epoch),
+        step_seconds: epoch_seconds / n_batches,
+        cache,
+        run_seconds,
+        memory_bytes,
+        fits: most_seconds.is_none_or(|most| run_seconds <= most)
+            && most_bytes.is_none_or(|most| memory_bytes <= most),
+    }
+}
+
+fn flops(plan: &Plan, batches: &[Counts]) -> f64 {
+    batches.iter().map(|counts| plan.total_cost(counts).flops as f64).sum()
+}
