@@ -3,4 +3,5 @@
 pub mod candidates;
 pub mod costs;
 pub mod figures;
+pub mod heads;
 pub mod recommend;

@@ -40,16 +40,9 @@ impl ExportArgs {
     /// Refuses, before anything is measured, what could not be written or would overwrite an input.
     ///
     /// # Errors
-    /// A missing folder, a folder in the place of a file, a file that is read, one file for two options.
+    /// As [`check_files`].
     pub fn check(&self, model: Option<&PathBuf>, inputs: &[&Path]) -> Result<()> {
-        for (at, (option, file)) in self.files().enumerate() {
-            check_output_file(option, file, model, inputs)?;
-            if let Some((other, _)) = self.files().take(at).find(|(_, other)| *other == file) {
-                let file = file.display();
-                return Err(Error::usage(format!("{other} and {option} both name {file}")));
-            }
-        }
-        Ok(())
+        check_files(&self.files().collect::<Vec<_>>(), model, inputs)
     }
 
     /// Writes the files that were asked for.
@@ -71,4 +64,24 @@ impl ExportArgs {
         }
         Ok(())
     }
+}
+
+/// Refuses files, by the options that name them, which could not be written or are read as part of the model or as
+/// inputs.
+///
+/// # Errors
+/// A missing folder, a folder in the place of a file, a file that is read, one file for two options.
+pub fn check_files(
+    files: &[(&str, &PathBuf)],
+    model: Option<&PathBuf>,
+    inputs: &[&Path],
+) -> Result<()> {
+    for (at, (option, file)) in files.iter().enumerate() {
+        check_output_file(option, file, model, inputs)?;
+        if let Some((other, _)) = files[..at].iter().find(|(_, other)| other == file) {
+            let file = file.display();
+            return Err(Error::usage(format!("{other} and {option} both name {file}")));
+        }
+    }
+    Ok(())
 }

@@ -33,6 +33,11 @@ impl Cells {
         Self { header: all, rows: bench.rows.iter().map(row).collect() }
     }
 
+    /// Rows of their own.
+    pub(super) fn of(header: &[&str], rows: Vec<Vec<String>>) -> Self {
+        Self { header: header.iter().map(|&heading| heading.to_owned()).collect(), rows }
+    }
+
     /// For a terminal.
     pub fn text(&self) -> String {
         let header: Vec<&str> = self.header.iter().map(String::as_str).collect();

@@ -1,7 +1,8 @@
 //! Renderings of what was measured: tables for people ([`table`], drawn by [`cells`]), one JSON document for programs
-//! ([`json`]), what others read ([`export`]), a page of pictures ([`html`]), a step op by op ([`profile`]), and what
-//! training changed ([`retention`]).
+//! ([`json`]), what others read ([`export`]), a page of pictures ([`html`]), a step op by op ([`profile`]), what
+//! training changed ([`retention`]), and what to freeze ([`advice`]).
 
+pub mod advice;
 pub mod cells;
 pub mod environment;
 pub mod export;

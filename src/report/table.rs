@@ -270,7 +270,7 @@ fn megabytes(bytes: usize) -> String {
 }
 
 /// 22713216 as 22,713,216.
-fn grouped(n: usize) -> String {
+pub(super) fn grouped(n: usize) -> String {
     let digits = n.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (at, digit) in digits.chars().enumerate() {

@@ -1,5 +1,6 @@
 //! The pictures of a bench: time, memory, accuracy against cost, roofline, training curves.
 
+use super::axes::{FIELD, HEIGHT, Point, WIDTH, ends, frame, scatter, shortened, tick_text};
 use super::svg::{Anchor, Scale, Svg, fill, stroke};
 use crate::measure::scenarios::OpTime;
 use crate::plan::{Family, Phase};
@@ -7,7 +8,6 @@ use crate::report::table::digits;
 use crate::report::{Bench, Row, Training};
 use crate::train::LogLine;
 
-const WIDTH: f64 = 960.0;
 const BAR: f64 = 20.0;
 const PITCH: f64 = 34.0;
 /// Where bars begin, right of their names.
@@ -19,20 +19,6 @@ fn name(bench: &Bench, row: &Row) -> String {
     match bench.shapes.len() {
         1 => row.measurement.freeze.clone(),
         _ => format!("{} ({})", row.measurement.freeze, bench.shape(row).label()),
-    }
-}
-
-/// A round value, with no more digits than it needs.
-fn tick_text(value: f64) -> String {
-    // Steps of 0.1 add up to 0.30000000000000004.
-    format!("{}", (value * 1e9).round() / 1e9)
-}
-
-/// At most 30 characters: what fits beside a bar.
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(30) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
     }
 }
 
@@ -126,41 +112,6 @@ pub fn memory(bench: &Bench) -> String {
     svg.finish("Memory of a step by kind, as planned, and its measured peak")
 }
 
-/// The frame of a chart of points: axes with their names.
-fn frame(
-    svg: &mut Svg,
-    [x, y]: [&Scale; 2],
-    [left, right, top, bottom]: [f64; 4],
-    names: [&str; 2],
-) {
-    for tick in x.ticks() {
-        let at = x.at(tick);
-        svg.line([at, top], [at, bottom], "grid");
-        svg.text([at, bottom + 16.0], Anchor::Middle, "faint", &tick_text(tick));
-    }
-    for tick in y.ticks() {
-        let at = y.at(tick);
-        svg.line([left, at], [right, at], "grid");
-        svg.text([left - 6.0, at + 4.0], Anchor::End, "faint", &tick_text(tick));
-    }
-    svg.text([right, bottom + 34.0], Anchor::End, "faint", names[0]);
-    svg.text([left, top - 8.0], Anchor::Start, "faint", names[1]);
-}
-
-/// The part of a chart of points that holds them: left, right, top, bottom.
-const FIELD: [f64; 4] = [60.0, WIDTH - 190.0, 30.0, 330.0];
-const HEIGHT: f64 = 375.0;
-
-/// Points that no other beats in both: less cost, more gain. In order of cost.
-pub fn pareto(points: &[[f64; 2]]) -> Vec<usize> {
-    let is_beaten = |[cost, gain]: [f64; 2]| {
-        points.iter().any(|&[c, g]| c <= cost && g >= gain && (c < cost || g > gain))
-    };
-    let mut front: Vec<usize> = (0..points.len()).filter(|&at| !is_beaten(points[at])).collect();
-    front.sort_by(|&a, &b| points[a][0].total_cmp(&points[b][0]));
-    front
-}
-
 /// A task's accuracy against the time of a step, with the front that no scenario beats.
 pub fn quality(bench: &Bench, task: usize) -> Option<String> {
     let mut found: Vec<(&Row, [f64; 2])> = Vec::new();
@@ -176,43 +127,14 @@ pub fn quality(bench: &Bench, task: usize) -> Option<String> {
                 .map(|accuracy| (row, [row.measurement.step_ms.median, accuracy])),
         );
     }
-    let points: Vec<[f64; 2]> = found.iter().map(|(_, point)| *point).collect();
-    let most_ms = points.iter().map(|point| point[0]).fold(f64::NAN, f64::max);
-    let (low, high) = ends(points.iter().map(|point| point[1]))?;
-    let [left, right, top, bottom] = FIELD;
-    let mut svg = Svg::new(WIDTH, HEIGHT);
-    let x = Scale::linear([0.0, most_ms], [left, right]);
-    let y = Scale::linear([(low - 0.02).max(0.0), (high + 0.02).min(1.0)], [bottom, top]);
-    let name = format!("accuracy, {task_name}");
-    frame(&mut svg, [&x, &y], FIELD, ["ms a step", &name]);
-    let place = |point: [f64; 2]| [x.at(point[0]), y.at(point[1])];
-    let front: Vec<[f64; 2]> = pareto(&points).into_iter().map(|at| place(points[at])).collect();
-    svg.polyline(&front, "outline");
-    let mut labels: Vec<[f64; 2]> = Vec::new();
-    for (row, point) in found {
-        let (at, freeze) = (place(point), &row.measurement.freeze);
-        let title = format!("{freeze}: {} ms, {:.3}", digits(point[0]), point[1]);
-        svg.dot(at, &fill(0), &title);
-        // Below a label that is in the way.
-        let mut label = [at[0] + 9.0, at[1] + 4.0];
-        let is_near = |other: &&[f64; 2], label: [f64; 2]| {
-            (other[0] - label[0]).abs() < 150.0 && (other[1] - label[1]).abs() < 13.0
-        };
-        while let Some(other) = labels.iter().find(|other| is_near(other, label)) {
-            label[1] = other[1] + 13.0;
-        }
-        labels.push(label);
-        svg.text(label, Anchor::Start, "", &shortened(freeze));
-    }
-    Some(svg.finish(&format!("Accuracy of task {task_name} against the time of a step")))
-}
-
-/// The least and the greatest of some values; None of none.
-fn ends(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
-    values.fold(None, |ends, value| match ends {
-        None => Some((value, value)),
-        Some((low, high)) => Some((f64::min(low, value), f64::max(high, value))),
-    })
+    let points = found.into_iter().map(|(row, [ms, accuracy])| {
+        let freeze = &row.measurement.freeze;
+        let title = format!("{freeze}: {} ms, {accuracy:.3}", digits(ms));
+        Point { name: freeze.clone(), at: [ms, accuracy], class: fill(0), title }
+    });
+    let points: Vec<Point> = points.collect();
+    let label = format!("Accuracy of task {task_name} against the time of a step");
+    scatter(&points, ["ms a step", &format!("accuracy, {task_name}")], &label)
 }
 
 /// The ops of the baseline under the machine's roof (Williams, Waterman and Patterson, "Roofline", 2009).
@@ -319,16 +241,4 @@ fn smoothed(log: &[LogLine]) -> Vec<[f64; 2]> {
         sum.map(|sum| sum / run.len() as f64)
     };
     steps.chunks(STEPS.min(steps.len().div_ceil(5)).max(1)).map(mean).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_beaten_in_nothing_stays() {
-        let points = [[10.0, 0.8], [5.0, 0.8], [7.0, 0.9], [1.0, 0.1], [5.0, 0.7], [1.0, 0.1]];
-        assert_eq!(pareto(&points), [3, 5, 1, 2]);
-        assert_eq!(pareto(&[]), [0; 0]);
-    }
 }

@@ -1,33 +1,24 @@
 //! A page that shows what `bench` measured: one file without scripts, that opens offline.
 
+mod advice;
+mod axes;
 mod charts;
+mod page;
 mod svg;
 
-use std::fmt::Write;
-
+pub use self::advice::advice_page;
+use self::page::{Page, figure};
 pub use self::svg::escaped;
 use super::{Bench, Row, table};
-
-const STYLE: &str = include_str!("style.css");
 
 /// The whole page.
 pub fn page(bench: &Bench) -> String {
     let title = format!("What freezing saves: {}", model(bench));
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{0}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{0}</h1>\n\
-         <p class=\"note\">{1}, {2}</p>\n<p class=\"summary\">{3}</p>\n",
-        escaped(&title),
-        escaped(&bench.environment.line()),
-        bench.environment.date(),
-        escaped(&summary(bench)),
-    );
+    let note = format!("{}, {}", bench.environment.line(), bench.environment.date());
+    let mut page = Page::new(&title, &note, &summary(bench));
     let mut section = |heading: &str, note: &str, content: String| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(page, "<h2>{heading}</h2>\n<p class=\"note\">{note}</p>\n{content}");
+        page.section(heading, note, &content);
     };
-    let figure = |svg: String| format!("<figure class=\"wide\">\n{svg}</figure>\n");
     section(
         "Time of a step",
         "Medians by phase; dashed: what the plan and this machine's ceilings predict.",
@@ -69,8 +60,12 @@ pub fn page(bench: &Bench) -> String {
     if !notes.is_empty() {
         section("What to know", "", format!("<ul>\n{notes}</ul>\n"));
     }
-    section("How it was measured", "", environment(bench));
-    page + "</body>\n</html>\n"
+    section(
+        "How it was measured",
+        "",
+        page::environment(&bench.environment, &bench.ceilings, &bench.settings["data"]),
+    );
+    page.finish()
 }
 
 fn model(bench: &Bench) -> String {
@@ -122,29 +117,4 @@ fn summary(bench: &Bench) -> String {
         }
     };
     format!("{first} {second}")
-}
-
-/// Where the figures come from, and how to have them again.
-fn environment(bench: &Bench) -> String {
-    let environment = &bench.environment;
-    let mut facts = vec![
-        ("frostline", environment.frostline.to_owned()),
-        ("commit", environment.commit.unwrap_or("not known").to_owned()),
-        ("device", environment.device.clone()),
-        ("driver", environment.driver.clone().unwrap_or("none".into())),
-        ("processor", environment.cpu.clone().unwrap_or("not known".into())),
-        ("threads", environment.threads.to_string()),
-        ("type", environment.dtype.name().to_owned()),
-        ("machine", bench.ceilings.line()),
-        ("date", environment.date()),
-    ];
-    for file in bench.settings["data"].as_array().into_iter().flatten() {
-        let text = |key: &str| file[key].as_str().unwrap_or("").to_owned();
-        facts.push(("data", format!("{}, SHA-256 {}", text("file"), text("sha256"))));
-    }
-    let list: String = (facts.iter())
-        .map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>\n", escaped(value)))
-        .collect();
-    let command = escaped(&environment.command_line());
-    format!("<dl>\n{list}</dl>\n<pre>{command}</pre>\n")
 }

@@ -1,0 +1,111 @@
+//! What can be said of advice on the command line.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::Result;
+use crate::advise::costs::Limits;
+use crate::cli::exports::check_files;
+
+/// What a training run may take.
+#[derive(clap::Args, Debug)]
+pub struct LimitArgs {
+    /// The longest that a training run may take, as 90s, 10min or 2h
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    budget: Option<Duration>,
+    /// The most memory that a training step may need, as 800MB or 8GB [default: what is free on the device]
+    #[arg(long, alias = "max_memory", value_name = "SIZE", value_parser = size)]
+    max_memory: Option<u64>,
+}
+
+impl LimitArgs {
+    /// The limits, `free_bytes` being free on the device.
+    pub fn limits(&self, free_bytes: Option<usize>) -> Limits {
+        Limits {
+            seconds: self.budget.map(|budget| budget.as_secs_f64()),
+            memory_bytes: self.max_memory.or(free_bytes.map(|bytes| bytes as u64)),
+        }
+    }
+}
+
+fn time(text: &str) -> std::result::Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if !time.is_zero() => Ok(time),
+        _ => Err("expected a time above 0, as 90s, 10min or 2h".into()),
+    }
+}
+
+fn size(text: &str) -> std::result::Result<u64, String> {
+    const UNITS: [(&str, f64); 7] = [
+        ("KIB", 1024.0),
+        ("MIB", 1048576.0),
+        ("GIB", 1073741824.0),
+        ("KB", 1e3),
+        ("MB", 1e6),
+        ("GB", 1e9),
+        ("", 1.0),
+    ];
+    let upper = text.to_ascii_uppercase();
+    let number = |(unit, factor): &(&str, f64)| {
+        let number: f64 = upper.strip_suffix(unit)?.trim_end().parse().ok()?;
+        let bytes = number * factor;
+        (bytes >= 1.0 && bytes < 1e18).then_some(bytes as u64)
+    };
+    let expected = || "expected a size of 1 byte or more, as 800MB, 8GB or 8GiB".to_owned();
+    UNITS.iter().find_map(number).ok_or_else(expected)
+}
+
+/// Where to write the advice, beside what is printed.
+#[derive(clap::Args, Debug)]
+pub struct ExportArgs {
+    /// Write the document of --json to a file
+    #[arg(long, alias = "export_json", value_name = "FILE")]
+    pub export_json: Option<PathBuf>,
+    /// Write the tables as Markdown
+    #[arg(long, alias = "export_markdown", value_name = "FILE")]
+    pub export_markdown: Option<PathBuf>,
+    /// Write a page of charts as HTML, one file that opens offline
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+impl ExportArgs {
+    /// Refuses, before anything is computed, what could not be written or would overwrite an input.
+    ///
+    /// # Errors
+    /// As [`check_files`].
+    pub fn check(&self, models: &[PathBuf], inputs: &[&Path]) -> Result<()> {
+        let options = [
+            ("--export-json", &self.export_json),
+            ("--export-markdown", &self.export_markdown),
+            ("--report", &self.report),
+        ];
+        let named = options.into_iter().filter_map(|(option, file)| Some((option, file.as_ref()?)));
+        let named: Vec<(&str, &PathBuf)> = named.collect();
+        models.iter().try_for_each(|model| check_files(&named, Some(model), inputs))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times() {
+        let sizes = [
+            ("8GB", 8_000_000_000),
+            ("1.5 gb", 1_500_000_000),
+            ("2GiB", 1 << 31),
+            ("800MB", 800_000_000),
+            ("4096", 4096),
+        ];
+        for (text, bytes) in sizes {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GB", "8TB", "-1GB", "nan", "inf", "0", "1e30"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+        assert_eq!(time("10min"), Ok(Duration::from_secs(600)));
+        assert!(time("0s").is_err() && time("10").is_err() && time("soon").is_err());
+    }
+}
