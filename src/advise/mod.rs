@@ -1,7 +1,21 @@
-//! Where to put the frost line: what the data, the frozen encoder and the machine say about it, and a measured sweep.
+//! Where to put the frost line: what the data ([`words`], [`rows`]), the frozen encoder ([`layers`], [`scores`],
+//! [`noise`]) and the machine ([`costs`]) say about it, what follows ([`recommend`]), and a measured sweep ([`sweep`])
+//! that overrules it.
 
+pub mod agreement;
 pub mod candidates;
 pub mod costs;
 pub mod figures;
+mod forecast;
+mod halving;
 pub mod heads;
+pub mod layers;
+pub mod noise;
 pub mod recommend;
+pub mod revise;
+pub mod rows;
+pub mod scores;
+pub mod survey;
+pub mod sweep;
+pub mod verdict;
+pub mod words;

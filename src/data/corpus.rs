@@ -38,6 +38,12 @@ impl Split {
         self.encoded.sequence(example).0.len()
     }
 
+    /// The text of an example, and the second one of a pair.
+    pub fn text(&self, example: usize) -> (&str, Option<&str>) {
+        let example = &self.examples[example];
+        (&example.text, example.pair.as_deref())
+    }
+
     /// The class of an example for a task, if it has one.
     pub fn class(&self, example: usize, task: usize) -> Option<usize> {
         self.examples[example].labels[task].map(|class| class as usize)

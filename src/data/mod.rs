@@ -32,4 +32,4 @@ pub use pack::{BatchLimit, Packer, Synthetic, batch_too_small, epoch_order, synt
 pub use random::SplitMix64;
 pub use source::{TaskSource, check_task_name};
 pub use table::Table;
-pub use tokenize::{Encoded, Tokenizer, model_max_length};
+pub use tokenize::{Encoded, Tokenizer, WordTokens, model_max_length};

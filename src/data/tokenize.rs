@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
+use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{TruncationParams, TruncationStrategy};
 
@@ -18,7 +19,30 @@ const CHUNK: usize = 256;
 /// The tokenizer of a model folder.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The id that stands for what the vocabulary cannot spell.
+    unknown_id: Option<u32>,
     path: PathBuf,
+}
+
+/// How a tokenizer splits a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WordTokens {
+    /// Tokens of the word alone, without special ones. 0 where normalisation leaves nothing of it.
+    pub n_tokens: usize,
+    /// Whether one of them is the unknown token.
+    pub has_unknown: bool,
+}
+
+/// What a tokenizer file says about unknown text: the model keeps it to itself.
+#[derive(Deserialize)]
+struct UnknownFields {
+    model: UnknownToken,
+}
+
+#[derive(Deserialize)]
+struct UnknownToken {
+    unk_id: Option<u32>,
+    unk_token: Option<String>,
 }
 
 /// Token ids of many texts, one after the other.
@@ -95,7 +119,11 @@ impl Tokenizer {
             return Err(Error::content(&path, problem));
         }
         inner.with_padding(None);
-        Ok(Tokenizer { inner, path })
+        let fields: UnknownFields = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::content(&path, format!("not a valid tokenizer: {error}")))?;
+        let UnknownToken { unk_id, unk_token } = fields.model;
+        let unknown_id = unk_id.or_else(|| inner.token_to_id(&unk_token?));
+        Ok(Tokenizer { inner, unknown_id, path })
     }
 
     /// Tokenizes single texts as [`Tokenizer::encode_pairs`] does pairs.
@@ -148,6 +176,29 @@ impl Tokenizer {
             all.n_truncated += chunk.n_truncated;
         }
         Ok(all)
+    }
+
+    /// Splits words, each alone but as it stands in running text: behind a space. That makes a difference to
+    /// tokenizers that write the space into the word's first token (byte-level BPE, SentencePiece), and the others
+    /// drop it.
+    ///
+    /// The result does not depend on the number of threads.
+    ///
+    /// # Errors
+    /// [`Error::Content`] if the tokenizer fails.
+    pub fn split_words(&self, words: &[&str]) -> Result<Vec<WordTokens>> {
+        let mut tokenizer = self.inner.clone();
+        let whole = tokenizer.with_truncation(None);
+        whole.map_err(|error| Error::content(&self.path, error.to_string()))?;
+        let split = |word: &&str| {
+            let encoding = tokenizer.encode_fast(format!(" {word}"), false).map_err(|error| {
+                Error::content(&self.path, format!("`{word}` cannot be tokenized: {error}"))
+            })?;
+            let ids = encoding.get_ids();
+            let has_unknown = self.unknown_id.is_some_and(|unknown| ids.contains(&unknown));
+            Ok(WordTokens { n_tokens: ids.len(), has_unknown })
+        };
+        words.par_iter().with_min_len(CHUNK).map(split).collect()
     }
 
     /// Number of tokens that the tokenizer knows, added ones included.
@@ -387,6 +438,69 @@ mod tests {
         tokenizer.check_ids(8).unwrap();
         let message = tokenizer.check_ids(7).unwrap_err().to_string();
         assert!(message.contains("token `d` has id 7") && message.contains("is 7"), "{message}");
+    }
+
+    fn bare(pre_tokenizer: &str, model: &str) -> String {
+        format!(
+            r#"{{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+                 "normalizer": null, "pre_tokenizer": {pre_tokenizer}, "post_processor": null,
+                 "decoder": null, "model": {model}}}"#
+        )
+    }
+
+    /// Checks the numbers of tokens of words, and which have an unknown one.
+    fn check_words(json: &str, words: &[&str], n_tokens: &[usize], unknown: &[bool]) {
+        let split = open(json).unwrap().split_words(words).unwrap();
+        let found: Vec<usize> = split.iter().map(|word| word.n_tokens).collect();
+        assert_eq!(found, n_tokens, "{words:?}");
+        let found: Vec<bool> = split.iter().map(|word| word.has_unknown).collect();
+        assert_eq!(found, unknown, "{words:?}");
+    }
+
+    #[test]
+    fn words_alone_have_no_special_tokens_and_no_limit() {
+        // The file cuts at 4 tokens.
+        let words = ["a", "B", "xyz", "a-b-c-d-a", "a b"];
+        check_words(
+            &word_level("Right"),
+            &words,
+            &[1, 1, 1, 9, 2],
+            &[false, false, true, true, false],
+        );
+        check_words(&word_level("Right"), &[], &[], &[]);
+        let pieces = r###"{"type": "WordPiece", "unk_token": "[UNK]", "max_input_chars_per_word": 9,
+            "continuing_subword_prefix": "##", "vocab": {"[UNK]": 0, "un": 1, "##able": 2, "##s": 3}}"###;
+        let json = bare(r#"{"type": "BertPreTokenizer"}"#, pieces);
+        let words = ["un", "unables", "cat", "unableables"];
+        check_words(&json, &words, &[1, 3, 1, 1], &[false, false, true, true]);
+    }
+
+    /// What begins with the space is one token, as in running text; without the space it would be two.
+    #[test]
+    fn words_stand_behind_a_space() {
+        let model = r#"{"type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false,
+            "continuing_subword_prefix": null, "end_of_word_suffix": null,
+            "vocab": {"a": 0, "b": 1, "Ġ": 2, "Ġa": 3, "Ġab": 4, "Ã": 5, "¤": 6},
+            "merges": ["Ġ a", "Ġa b"]}"#;
+        for prefix in [false, true] {
+            let bytes = format!(
+                r#"{{"type": "ByteLevel", "add_prefix_space": {prefix}, "trim_offsets": true,
+                     "use_regex": true}}"#
+            );
+            let words = ["ab", "a", "b", "ä"];
+            check_words(&bare(&bytes, model), &words, &[1, 1, 2, 3], &[false; 4]);
+        }
+        let model = r#"{"type": "Unigram", "unk_id": 0, "byte_fallback": false,
+            "vocab": [["<unk>", 0.0], ["▁", -3.0], ["▁ab", -1.0], ["a", -2.0], ["b", -2.0]]}"#;
+        let meta = r#"{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always",
+                       "split": true}"#;
+        let split = r#"{"type": "WhitespaceSplit"}"#;
+        let both = format!(r#"{{"type": "Sequence", "pretokenizers": [{split}, {meta}]}}"#);
+        for pre_tokenizer in [meta, &both] {
+            let words = ["ab", "ba", "z", "az"];
+            let unknown = [false, false, true, true];
+            check_words(&bare(pre_tokenizer, model), &words, &[1, 3, 2, 3], &unknown);
+        }
     }
 
     #[test]
