@@ -14,11 +14,14 @@ use super::figures::{duration, megabytes, percent, points, share};
 pub const REGAINED_SHARE: f64 = 0.25;
 /// The loss of accuracy that a freeze may cost: a point.
 pub const ACCEPTED_LOSS: f64 = 0.01;
+/// The rate of new heads above layers that train.
+pub const HEAD_RATE: f32 = 1e-3;
 /// Labelled rows under which training all layers is said to be unstable (Zhang et al., Mosbach et al., ICLR 2021 tried
 /// about 1000 and 2500).
 const FEW_ROWS: usize = 500;
-/// Continued words over those of general English, from which on the vocabulary counts as foreign.
-const FOREIGN: f64 = 2.0;
+/// The share of words that are split, less that of general English, from which on the vocabulary counts as foreign:
+/// reviews have 4 % of them, tweets 13 %, titles of diseases 34 %.
+const FOREIGN: f64 = 0.2;
 /// Width from which on models are trained at the lower rate that BERT's and RoBERTa's authors give for the large ones.
 const LARGE: usize = 1024;
 
@@ -140,7 +143,7 @@ pub fn recommend(signals: &Signals) -> Recommendation {
         schedule: chosen.and_then(|cost| schedule(cost, signals)),
         learning_rate: if signals.hidden_size >= LARGE { 2e-5 } else { 5e-5 },
         // Alone above frozen features a head bears a higher rate: see the guide.
-        head_learning_rate: if freezes_all { 3e-3 } else { 1e-3 },
+        head_learning_rate: if freezes_all { 3.0 * HEAD_RATE } else { HEAD_RATE },
         confidence: confidence(signals, &votes),
         reasons,
         doubts: doubts(signals, chosen),
@@ -183,13 +186,13 @@ fn by_curve(task: &TaskSignal, signals: &Signals) -> Option<Vote> {
 /// Words that are put together from pieces are put together in the lower layers.
 fn by_words(signals: &Signals) -> Option<Vote> {
     let WordSignal { continued, general_continued, .. } = signals.words;
-    (continued >= FOREIGN * general_continued).then(|| Vote {
+    (continued - general_continued >= FOREIGN).then(|| Vote {
         most_frozen: signals.n_layers / 2,
         reason: format!(
-            "{} of the words are split into pieces, {:.1} times as many as in general English: let at least the upper \
-             half learn what they mean together (a hypothesis, not shown for BERT)",
+            "{} of the words are split into pieces, {} of those of general English: let the upper half at least learn \
+             what the pieces mean together (a hypothesis, not shown for BERT)",
             percent(continued),
-            continued / general_continued
+            percent(general_continued)
         ),
     })
 }
@@ -356,7 +359,7 @@ mod tests {
     }
 
     const PLAIN: WordSignal =
-        WordSignal { continued: 0.1, general_continued: 0.1, is_covered: true };
+        WordSignal { continued: 0.04, general_continued: 0.01, is_covered: true };
 
     fn advice(tasks: &[TaskSignal], words: WordSignal, fits: fn(usize) -> bool) -> Recommendation {
         let costs = costs(fits);
@@ -389,7 +392,7 @@ mod tests {
         let foreign = WordSignal { continued: 0.3, ..PLAIN };
         let found = advice(&[task("topic", 0.97)], foreign, |_| true);
         assert_eq!(found.freeze.as_deref(), Some("lower:3"));
-        assert!(found.reasons.iter().any(|reason| reason.contains("3.0 times")), "{found:?}");
+        assert!(found.reasons.iter().any(|reason| reason.contains("30 % of the words")), "{found:?}");
     }
 
     #[test]

@@ -325,8 +325,11 @@ fn train_rows(trainings: &mut Trainings, scenarios: &[Scenario], rows: &mut [Row
     Ok(())
 }
 
-/// The files that a bench read, each once, with what `sha256sum` says of them.
-fn hashes(files: &[PathBuf]) -> Result<Vec<serde_json::Value>> {
+/// The files that a command read, each once, with what `sha256sum` says of them.
+///
+/// # Errors
+/// A file that can no longer be read.
+pub fn hashes(files: &[PathBuf]) -> Result<Vec<serde_json::Value>> {
     let mut files: Vec<&PathBuf> = files.iter().collect();
     files.sort();
     files.dedup();

@@ -1,5 +1,6 @@
 //! The command line: typed arguments in, a call, a rendering out. One file per subcommand.
 
+mod advise;
 mod args;
 mod batch_file;
 mod bench;
@@ -44,6 +45,9 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Train with one freeze spec and write a model folder
     Train(Box<train::Args>),
+    /// Say where to put the frost line for a task: how near it is to what the encoder knows, what each depth costs, and, with
+    /// --prove, what it gives
+    Advise(Box<advise::Args>),
     /// Label texts with a trained model, or write their embeddings
     Predict(predict::Args),
     /// Write a trained model for transformers or sentence-transformers
@@ -93,6 +97,7 @@ fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Bench(args) => bench::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Advise(args) => advise::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Export(args) => export::run(&args),
         Command::MemoryProbe(args) => memory_probe::run(&args),

@@ -4,7 +4,7 @@ mod bar;
 pub mod options;
 mod report;
 mod retention;
-mod saving;
+pub mod saving;
 
 use std::cell::LazyCell;
 use std::path::PathBuf;

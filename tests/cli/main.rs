@@ -1,6 +1,7 @@
 //! The commands from end to end, as a user runs them: the binary, a folder with a tiny model and
 //! small files of labelled text, and what is on stdout and on disk afterwards.
 
+mod advise;
 mod bench;
 mod bench_data;
 mod cache;

@@ -39,7 +39,8 @@ impl Interrupt {
         Ok(Self(asked))
     }
 
-    fn is_asked(&self) -> bool {
+    /// Whether it should end now.
+    pub fn is_asked(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 }

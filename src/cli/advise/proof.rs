@@ -1,0 +1,152 @@
+//! `--prove`: the sweep, and what it makes of the advice.
+
+use std::time::Duration;
+
+use indicatif::{HumanDuration, ProgressBar};
+
+use super::Args;
+use crate::advise::candidates::candidates;
+use crate::advise::figures::duration;
+use crate::advise::revise::{agreement, revise};
+use crate::advise::survey::{ModelAdvice, Question};
+use crate::advise::sweep::{
+    Search, Subject, Sweep, SweepObserver, SweepOptions, SweepProgress, UpcomingTrial,
+};
+use crate::advise::verdict::Trial;
+use crate::cache::CacheOptions;
+use crate::cli::progress;
+use crate::cli::train::saving::Interrupt;
+use crate::model::Source;
+use crate::session::Engine;
+use crate::{Error, Result};
+
+/// Sweeps over the depths that stay within the limits, and lets the result decide.
+///
+/// # Errors
+/// No depth within the limits; as [`Sweep::plan`] and [`Sweep::run`].
+pub fn prove(
+    args: &Args,
+    advice: ModelAdvice,
+    question: &Question,
+    (source, engine): (&Source, Engine),
+    (search, cache): (Search, CacheOptions),
+) -> Result<ModelAdvice> {
+    let fits = |freeze: &str| advice.costs.iter().any(|cost| cost.freeze == freeze && cost.fits);
+    let mut depths = candidates(question.network)?;
+    depths.retain(|candidate| fits(&candidate.freeze));
+    if depths.is_empty() {
+        return Err(Error::usage(format!(
+            "{}: no depth stays within --budget and --max-memory, there is nothing to prove",
+            advice.model
+        )));
+    }
+    let first = args.run.seed;
+    let options = SweepOptions {
+        train: question.train.clone(),
+        seeds: (0..args.seeds as u64).map(|at| first.wrapping_add(at)).collect(),
+        search,
+        metric: args.metric.clone(),
+        cache,
+        keep: advice.recommendation.freeze.clone(),
+    };
+    let subject = Subject {
+        engine,
+        network: question.network,
+        corpus: question.corpus,
+        candidates: &depths,
+        initial: &|seed| source.initial_values(question.network, seed),
+        pace: &advice.pace,
+    };
+    let sweep = Sweep::plan(subject, options)?;
+    let forecast = sweep.forecast();
+    let [least, most] = forecast.seconds.map(duration);
+    let plain = duration(forecast.plain_seconds);
+    eprintln!(
+        "the sweep should take {least} to {most}; every depth with every seed and nothing cached, {plain}"
+    );
+    let mut bar = SweepBar::new(Interrupt::listen()?);
+    let outcome = sweep.run(&mut bar)?;
+    bar.finish();
+    let curves: Vec<_> = advice.tasks.iter().map(|task| &task.curve).collect();
+    Ok(ModelAdvice {
+        recommendation: revise(&advice.recommendation, &outcome),
+        agreement: agreement(&outcome, &depths, &curves, advice.probe_pooling()),
+        sweep: Some(outcome),
+        ..advice
+    })
+}
+
+/// A sweep as it goes, for people: a bar on a terminal, a line a training everywhere.
+struct SweepBar {
+    interrupt: Interrupt,
+    bar: Option<ProgressBar>,
+    trial: String,
+}
+
+impl SweepBar {
+    fn new(interrupt: Interrupt) -> Self {
+        Self { interrupt, bar: None, trial: String::new() }
+    }
+
+    fn finish(&self) {
+        self.bar.iter().for_each(ProgressBar::finish_and_clear);
+    }
+
+    fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// Ctrl-C, asked between two steps.
+    fn check(&self) -> Result<()> {
+        match self.interrupt.is_asked() {
+            true => {
+                self.finish();
+                Err(Error::Interrupted)
+            }
+            false => Ok(()),
+        }
+    }
+}
+
+impl SweepObserver for SweepBar {
+    fn fill(&mut self, n_done: usize, n_examples: usize) -> Result<()> {
+        let bar = self.bar.get_or_insert_with(|| progress::bar(n_examples as u64, "caching"));
+        bar.set_message("caching");
+        bar.set_length(n_examples as u64);
+        bar.set_position(n_done as u64);
+        self.check()
+    }
+
+    fn begin(&mut self, trial: &UpcomingTrial) -> Result<()> {
+        let UpcomingTrial { freeze, seed, n_steps, .. } = trial;
+        self.trial = format!("{freeze}, seed {seed}, {n_steps} steps");
+        self.check()
+    }
+
+    fn step(&mut self, progress: &SweepProgress) -> Result<()> {
+        let SweepProgress { step, n_steps, left_seconds: [least, most], .. } = *progress;
+        let left = |seconds: f64| HumanDuration(Duration::from_secs_f64(seconds.max(0.0)));
+        let bar = self.bar.get_or_insert_with(|| progress::bar(n_steps, ""));
+        bar.set_length(n_steps);
+        bar.set_position(step);
+        bar.set_message(format!("{} (sweep: {} to {} left)", self.trial, left(least), left(most)));
+        self.check()
+    }
+
+    fn end(&mut self, trial: &Trial) -> Result<()> {
+        let tasks: Vec<String> = (trial.tasks.iter())
+            .filter_map(|task| Some(format!("{} {:.3}", task.task, task.accuracy?)))
+            .collect();
+        self.say(&format!(
+            "{}: {} in {} (predicted {})",
+            self.trial,
+            tasks.join(", "),
+            duration(trial.seconds),
+            duration(trial.predicted_seconds)
+        ));
+        Ok(())
+    }
+}

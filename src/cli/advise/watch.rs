@@ -1,0 +1,48 @@
+//! A survey as it goes, for people.
+
+use std::sync::Mutex;
+
+use indicatif::ProgressBar;
+
+use crate::advise::survey::{Stage, SurveyObserver};
+use crate::cli::progress;
+
+/// One bar after the other.
+pub struct Watch(Mutex<ProgressBar>);
+
+impl Watch {
+    pub fn new() -> Self {
+        Self(Mutex::new(ProgressBar::hidden()))
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.replace(ProgressBar::hidden());
+    }
+
+    fn replace(&self, next: ProgressBar) {
+        // A thread that panicked while it held the bar has ended the program.
+        if let Ok(mut bar) = self.0.lock() {
+            bar.finish_and_clear();
+            *bar = next;
+        }
+    }
+}
+
+impl SurveyObserver for Watch {
+    fn begin(&self, stage: Stage) {
+        self.replace(match stage {
+            Stage::Vectors { n_texts } => {
+                progress::bar(n_texts as u64, "reading with the frozen encoder")
+            }
+            Stage::Probes { n_fits } => progress::bar(n_fits as u64, "probing layers"),
+            Stage::Costs => ProgressBar::hidden(),
+        });
+    }
+
+    fn done(&self, n: usize) {
+        if let Ok(bar) = self.0.lock() {
+            bar.inc(n as u64);
+        }
+    }
+}

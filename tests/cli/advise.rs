@@ -1,0 +1,169 @@
+//! Where to put the frost line: what is said, and what is refused.
+
+use serde_json::Value;
+
+use crate::{Workspace, assert_keys, number};
+
+const ADVISE: &str = "advise --model model --device cpu";
+const TASKS: &str = "--task topic=reviews.csv --task sentiment=reviews.csv --holdout 0.3";
+
+fn list(value: &Value) -> &Vec<Value> {
+    value.as_array().unwrap()
+}
+
+fn freezes(rows: &Value) -> Vec<&str> {
+    list(rows).iter().map(|row| row["freeze"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn everything_is_said_about_every_task_and_depth() {
+    let workspace = Workspace::new();
+    let document = workspace.json(&format!("{ADVISE} {TASKS} --json"));
+    assert_keys(&document, &["environment", "settings", "models"]);
+    let model = &document["models"][0];
+    assert_eq!(freezes(&model["costs"]), ["backbone", "lower:2", "lower:1", "none"]);
+    for cost in list(&model["costs"]) {
+        assert!(number(&cost["run_seconds"]) > 0.0 && number(&cost["step_seconds"]) > 0.0, "{cost}");
+        assert_eq!(cost["cache"].is_null(), cost["freeze"] == "none", "{cost}");
+    }
+    assert_eq!(model["costs"][3]["flops_share"], 1.0);
+    for (task, n_labels) in list(&model["tasks"]).iter().zip([5, 3]) {
+        let points = list(&task["curve"]["points"]);
+        assert_eq!(points.len(), 2 * 4, "two poolings of four hidden states");
+        for point in points {
+            let accuracy = number(&point["accuracy"]);
+            assert!((0.0..=1.0).contains(&accuracy), "{point}");
+            assert!(number(&point["logme"]).is_finite(), "{point}");
+        }
+        assert_eq!(list(&task["classes"]).len(), n_labels);
+    }
+    let recommendation = &model["recommendation"];
+    let freeze = recommendation["freeze"].as_str().unwrap();
+    assert!(freezes(&model["costs"]).contains(&freeze), "{recommendation}");
+    assert_eq!(model["advised"], freeze);
+    assert!(model["sweep"].is_null());
+    assert!(list(&recommendation["doubts"]).iter().any(|doubt| doubt.as_str().unwrap().contains("--prove")));
+}
+
+#[test]
+fn people_and_pages_are_told_the_same() {
+    let workspace = Workspace::new();
+    let text = workspace.ok(&format!(
+        "{ADVISE} {TASKS} --export-json advice.json --export-markdown advice.md --report advice.html"
+    ));
+    let document = workspace.read_json("advice.json");
+    let freeze = document["models"][0]["recommendation"]["freeze"].as_str().unwrap();
+    let line = format!("Recommended: --freeze {freeze} ");
+    let (markdown, page) = (workspace.read("advice.md"), workspace.read("advice.html"));
+    for shown in [&text, &markdown, &page] {
+        assert!(shown.contains(&line), "{shown}");
+        assert!(shown.contains("What the frozen encoder tells of sentiment"), "{shown}");
+        assert!(!shown.contains("NaN"), "{shown}");
+    }
+    assert_eq!(page.matches("<svg").count(), 2, "a curve for each task");
+}
+
+#[test]
+fn the_sweep_decides() {
+    let workspace = Workspace::new();
+    let document = workspace.json(&format!(
+        "{ADVISE} {TASKS} --prove=full --seeds 2 --num-train-epochs 2 --batch-size 8 --learning-rate 1e-2 --json"
+    ));
+    let model = &document["models"][0];
+    let sweep = &model["sweep"];
+    assert_eq!(list(&sweep["trials"]).len(), 4 * 2);
+    assert_eq!(model["recommendation"]["freeze"], sweep["verdict"]["cheapest"]);
+    assert_eq!(model["recommendation"]["confidence"], "measured");
+    let reason = model["recommendation"]["reasons"][0].as_str().unwrap();
+    assert!(reason.starts_with("measured: "), "{reason}");
+    // Three scores of two tasks, over all depths.
+    assert_eq!(list(&model["agreement"]).len(), 6);
+    for one in list(&model["agreement"]) {
+        assert_eq!(one["n_depths"], 4, "{one}");
+    }
+    for trial in list(&sweep["trials"]) {
+        assert_eq!(trial["is_cached"], trial["freeze"] != "none", "{trial}");
+    }
+}
+
+#[test]
+fn limits_are_kept() {
+    let workspace = Workspace::new();
+    let document = workspace.json(&format!("{ADVISE} {TASKS} --max-memory 1kB --json"));
+    let model = &document["models"][0];
+    assert!(list(&model["costs"]).iter().all(|cost| cost["fits"] == false));
+    assert!(model["recommendation"]["freeze"].is_null());
+    workspace.refused(
+        &format!("{ADVISE} {TASKS} --max-memory 1kB --prove"),
+        2,
+        &["model", "no depth stays within --budget and --max-memory"],
+    );
+    workspace.refused(&format!("{ADVISE} {TASKS} --budget soon"), 2, &["--budget", "10min"]);
+}
+
+#[test]
+fn models_stand_side_by_side() {
+    let workspace = Workspace::new();
+    let text = workspace.ok(&format!("{ADVISE} --model model {TASKS}"));
+    assert!(text.contains("Models side by side"), "{text}");
+}
+
+/// `n` rows of two columns.
+fn table(n: usize, row: impl Fn(usize) -> (String, String)) -> String {
+    let rows = (0..n).map(|at| {
+        let (text, label) = row(at);
+        format!("{text}\t{label}\n")
+    });
+    format!("text\tlabel\n{}", rows.collect::<String>())
+}
+
+fn label(at: usize) -> String {
+    ["good", "bad"][at % 2].to_owned()
+}
+
+#[test]
+fn data_that_nothing_can_be_said_of_is_refused() {
+    let workspace = Workspace::new();
+    for (rows, words) in [
+        (table(20, |at| (format!("the phone {at}"), "good".into())), ["good", "only class"]),
+        (table(20, |at| ("the phone".into(), label(at))), ["task", "same text"]),
+        (table(8, |at| (format!("the phone {at}"), label(at))), ["8", "10"]),
+    ] {
+        workspace.write("rows.tsv", &rows);
+        workspace.refused(&format!("{ADVISE} --task task=rows.tsv --holdout 0"), 2, &words);
+    }
+    workspace.write("rows.tsv", &table(20, |at| (format!("the phone {at}"), label(at))));
+    let no_test_rows = format!("{ADVISE} --task task=rows.tsv --holdout 0 --prove");
+    workspace.refused(&no_test_rows, 2, &["--holdout", "split"]);
+}
+
+#[test]
+fn little_and_odd_data_has_an_answer() {
+    let workspace = Workspace::new();
+    // The words that the tokenizer knows tell the labels apart.
+    let plain = |at: usize| (format!("the phone is {} {at}", label(at)), label(at));
+    let foreign = |at: usize| {
+        let text = ["Der Akku hält lange", "Экран плохой", "手机 很 好"][at % 3];
+        (format!("{text} {at}"), label(at / 3))
+    };
+    let single = |at: usize| match at {
+        7 => ("the song is fine".to_owned(), "rare".to_owned()),
+        at => plain(at),
+    };
+    for (name, rows) in [
+        ("ten rows", table(10, plain)),
+        ("a label with one example", table(20, single)),
+        ("other languages", table(24, foreign)),
+    ] {
+        workspace.write("rows.tsv", &rows);
+        let document =
+            workspace.json(&format!("{ADVISE} --task task=rows.tsv --holdout 0 --json"));
+        let model = &document["models"][0];
+        let recommendation = &model["recommendation"];
+        assert!(recommendation["freeze"].is_string(), "{name}: {recommendation}");
+        assert_eq!(recommendation["confidence"], "low", "{name}: {recommendation}");
+        let unvalidated = list(&model["tasks"][0]["curve"]["unvalidated"]);
+        assert_eq!(unvalidated.len(), usize::from(name.starts_with("a label")), "{name}");
+        assert_eq!(model["texts"]["reference_applies"], name != "other languages", "{name}");
+    }
+}
