@@ -108,11 +108,11 @@ impl StepParts {
     }
 }
 
-/// A compiled forward pass of a prefix.
+/// A compiled forward pass of a prefix, or of several in one.
 #[derive(Clone)]
 pub struct PrefixStep {
     step: Step,
-    output: BufId,
+    outputs: Vec<BufId>,
 }
 
 /// A compiled forward pass that keeps the hidden states of all layers.
@@ -227,23 +227,54 @@ impl Session {
         })
     }
 
+    /// The forward pass of the whole network, of which what lies below `above` is read from the cache of
+    /// [`Session::set_prefix`].
+    ///
+    /// # Errors
+    /// As [`Session::compile_cached`].
+    pub fn compile_cached_forward(&mut self, above: Group, options: &StepOptions) -> Result<Step> {
+        let plan = prefix::compile_cached_forward(&self.network, above, options);
+        self.bind(plan.ok_or_else(|| Error::usage(NO_PREFIX))?)
+    }
+
     /// The forward pass up to where `above` begins, for [`Session::prefix_rows`].
     ///
     /// # Errors
     /// As [`Session::compile_cached`].
     pub fn compile_prefix(&mut self, above: Group, options: &StepOptions) -> Result<PrefixStep> {
-        let plan = prefix::compile_prefix(&self.network, above, options);
-        let (plan, output) = plan.ok_or_else(|| Error::usage(NO_PREFIX))?;
-        Ok(PrefixStep { step: self.bind(plan)?, output })
+        self.compile_prefixes(&[above], options)
     }
 
-    /// What the frozen prefix gives for a batch, one row a token or a sequence.
+    /// One forward pass for several prefixes, for [`Session::all_prefix_rows`].
+    ///
+    /// # Errors
+    /// As [`Session::compile_cached`].
+    pub fn compile_prefixes(
+        &mut self,
+        above: &[Group],
+        options: &StepOptions,
+    ) -> Result<PrefixStep> {
+        let plan = prefix::compile_prefixes(&self.network, above, options);
+        let (plan, outputs) = plan.ok_or_else(|| Error::usage(NO_PREFIX))?;
+        Ok(PrefixStep { step: self.bind(plan)?, outputs })
+    }
+
+    /// What a frozen prefix gives for a batch, one row a token or a sequence.
     ///
     /// # Errors
     /// When the device fails.
     pub fn prefix_rows(&mut self, prefix: &PrefixStep, batch: &Batch) -> Result<Vec<f32>> {
         self.backend.run(&prefix.step.bound, batch, &StepState::FORWARD, Timing::Off)?;
-        self.backend.read(&prefix.step.bound, prefix.output)
+        self.backend.read(&prefix.step.bound, prefix.outputs[0])
+    }
+
+    /// As [`Session::prefix_rows`], of every prefix that was compiled, in their order.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn all_prefix_rows(&mut self, all: &PrefixStep, batch: &Batch) -> Result<Vec<Vec<f32>>> {
+        self.backend.run(&all.step.bound, batch, &StepState::FORWARD, Timing::Off)?;
+        all.outputs.iter().map(|output| self.backend.read(&all.step.bound, *output)).collect()
     }
 
     /// The forward pass of the encoder, for [`Session::hidden_states`].

@@ -5,10 +5,12 @@ mod common;
 use std::sync::Arc;
 
 use common::{
-    STATE, families_and_poolings, mask_of, network_of, random_batch, random_values, tiny_config,
+    STATE, families_and_poolings, mask_of, network_of, random_batch, random_values, same_bits,
+    tiny_config,
 };
 use frostline::backend::{PrefixRows, StepState, Timing};
 use frostline::batch::Batch;
+use frostline::freeze::FreezeMask;
 use frostline::model::{Family, Group, Network, Pooling};
 use frostline::plan::op::TensorRate;
 use frostline::plan::prefix::{compile_cached, prefix_of};
@@ -136,6 +138,93 @@ fn a_cache_changes_no_bit_on_the_kernels() {
                 }
             }
         }
+    }
+}
+
+/// An evaluation: losses and logits of a batch, the frozen part computed or read.
+fn evaluated(engine: Engine, network: &Network, freeze: &str, cached: bool) -> Vec<Vec<u32>> {
+    let mut session = engine.session(network.clone(), random_values(network, 3)).unwrap();
+    let options = StepOptions::plain(options(engine.compute).capacity, engine.compute);
+    let mut batches = vec![random_batch(network, LENGTHS[2], 1)];
+    let step = match cached {
+        false => {
+            let everything = FreezeMask::all(network.params.len());
+            session.compile(&everything, &options).unwrap()
+        }
+        true => {
+            let prefix = prefix_of(network, &mask_of(network, freeze), &options).unwrap();
+            fill(&mut session, network, freeze, &options, &mut batches, true);
+            session.compile_cached_forward(prefix.above, &options).unwrap()
+        }
+    };
+    let outcome = session.run(&step, &batches[0], &StepState::FORWARD, Timing::Off).unwrap();
+    let logits = (0..network.heads.len()).map(|task| session.logits(&step, task).unwrap());
+    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
+    logits.chain([outcome.losses]).map(bits).collect()
+}
+
+#[test]
+fn an_evaluation_from_a_cache_is_the_same_on_the_cpu() {
+    for (family, pooling) in families_and_poolings() {
+        let network = network_of(&tiny_config(family, 3), pooling);
+        for freeze in FREEZES {
+            if freeze.contains("pooler") && pooling != Pooling::Pooler {
+                continue;
+            }
+            let [without, with] =
+                [false, true].map(|cached| evaluated(Engine::CPU, &network, freeze, cached));
+            assert!(without == with, "{family:?} {pooling:?} {freeze}");
+        }
+    }
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn an_evaluation_from_a_cache_is_the_same_on_the_kernels() {
+    use frostline::session::Device;
+    for compute in [DType::F32, DType::Bf16] {
+        let network = network_of(&tiny_config(Family::Bert, 2), Pooling::Pooler);
+        for freeze in ["embeddings", "lower:1", "backbone+keep:*pooler*", "backbone"] {
+            let engine = Engine { device: Device::Emulated { graphs: true }, compute };
+            let [without, with] =
+                [false, true].map(|cached| evaluated(engine, &network, freeze, cached));
+            assert!(without == with, "{compute:?} {freeze}");
+        }
+    }
+}
+
+/// One pass gives what a pass for each depth gives.
+fn check_one_pass(engine: Engine, network: &Network) {
+    let mut session = engine.session(network.clone(), random_values(network, 3)).unwrap();
+    let batch = random_batch(network, LENGTHS[0], 1);
+    let options = options(engine.compute);
+    let mut above: Vec<Group> = (0..network.layers.len()).map(Group::Layer).collect();
+    if network.pooling == Pooling::Pooler {
+        above.push(Group::Pooler);
+    }
+    above.push(Group::Head(0));
+    // In any order.
+    above.reverse();
+    let all = session.compile_prefixes(&above, &options).unwrap();
+    let found = session.all_prefix_rows(&all, &batch).unwrap();
+    assert_eq!(found.len(), above.len());
+    for (group, rows) in above.into_iter().zip(found) {
+        let one = session.compile_prefix(group, &options).unwrap();
+        let alone = session.prefix_rows(&one, &batch).unwrap();
+        assert!(same_bits(&rows, &alone), "{engine:?} {:?} {group:?}", network.pooling);
+    }
+}
+
+#[test]
+fn all_depths_come_from_one_pass() {
+    for (family, pooling) in families_and_poolings() {
+        check_one_pass(Engine::CPU, &network_of(&tiny_config(family, 3), pooling));
+    }
+    #[cfg(feature = "emulator")]
+    for compute in [DType::F32, DType::Bf16] {
+        let device = frostline::session::Device::Emulated { graphs: true };
+        let network = network_of(&tiny_config(Family::Roberta, 2), Pooling::Pooler);
+        check_one_pass(Engine { device, compute }, &network);
     }
 }
 

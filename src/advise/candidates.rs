@@ -1,7 +1,7 @@
 //! The depths that a frost line can have, from everything frozen below the heads to nothing.
 
 use crate::Result;
-use crate::freeze::{FreezeMask, FreezeSpec};
+use crate::freeze::{FreezeMask, FreezeSpec, FreezeState};
 use crate::model::{Network, Pooling};
 
 /// A depth.
@@ -13,6 +13,13 @@ pub struct Candidate {
     /// Layers below the frost line, 0 where nothing is frozen: the first trained layer reads the hidden state behind
     /// so many layers.
     pub n_frozen_layers: usize,
+}
+
+impl Candidate {
+    /// A whole training at this depth.
+    pub fn state(&self) -> FreezeState {
+        FreezeState::always(self.freeze.clone(), self.mask.clone())
+    }
 }
 
 /// The depths of a network, the most frozen first: `backbone`, `lower:L` where a pooler then still trains,

@@ -139,7 +139,7 @@ pub fn run(args: &Args) -> Result<()> {
     let watch = Watch::begin(&args.retention, engine, &network, &initial, &corpus, &sets)?;
     let mut session = engine.session(network.clone(), values)?;
     let decision = {
-        let bar = progress::bar(corpus.train.len() as u64, "caching");
+        let bar = progress::bar((corpus.train.len() + corpus.eval.len()) as u64, "caching");
         let step = step_options(&corpus, session.compute(), &options);
         let epochs = Epochs::new(&options, &corpus)?;
         let n_epochs = epochs.after(epochs.n_steps());

@@ -10,7 +10,7 @@ use crate::model::{Group, Network};
 /// front of every layer, in f32, and the last hidden state, in the compute type. There is no dropout, whatever the
 /// options say.
 ///
-/// What lies in front of layer k is what [`compile_prefix`](super::prefix::compile_prefix) gives for it.
+/// What lies in front of layer k is what [`compile_prefixes`](super::prefix::compile_prefixes) gives for it.
 pub fn compile_hidden(network: &Network, options: &StepOptions) -> (Plan, Vec<BufId>) {
     let everything = FreezeMask::all(network.params.len());
     // Pruning removes it too, but leaves narrow activations of the embeddings where a dropout made them.

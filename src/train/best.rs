@@ -61,7 +61,8 @@ impl Metric {
         }
     }
 
-    fn task(&self) -> Option<&str> {
+    /// The task that it is of; None where it is of all.
+    pub fn task(&self) -> Option<&str> {
         match self {
             Metric::Loss => None,
             Metric::Accuracy(task) | Metric::MacroF1(task) => task.as_deref(),
@@ -69,7 +70,7 @@ impl Metric {
     }
 
     /// Its value; None where no row counts.
-    fn of(&self, quality: &Quality) -> Option<f64> {
+    pub fn of(&self, quality: &Quality) -> Option<f64> {
         let mean = |one: fn(&TaskQuality) -> Option<f64>| {
             let asked = |task: &&TaskQuality| self.task().is_none_or(|name| name == task.task);
             let values: Vec<f64> = quality.tasks.iter().filter(asked).filter_map(one).collect();

@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 use super::metrics::{Confusion, argmax};
 use crate::Result;
 use crate::backend::{StepState, Timing};
+use crate::cache::PrefixCache;
 use crate::data::{BatchLimit, Corpus, Split};
 use crate::freeze::FreezeMask;
-use crate::plan::StepOptions;
+use crate::plan::{Capacity, StepOptions};
 use crate::session::{Session, Step};
 
 /// One task's result.
@@ -51,6 +52,8 @@ pub struct Evaluator<'a> {
     split: &'a Split,
     rows: Vec<usize>,
     step: Step,
+    /// Of the frozen part's output for the rows of the corpus that are for evaluation.
+    cache: Option<&'a PrefixCache>,
 }
 
 impl<'a> Evaluator<'a> {
@@ -73,8 +76,38 @@ impl<'a> Evaluator<'a> {
         rows: Vec<usize>,
     ) -> Result<Self> {
         let mask = FreezeMask::all(session.network().params.len());
-        let options = StepOptions::plain(super::largest_batch(split, LIMIT), session.compute());
-        Ok(Evaluator { corpus, split, rows, step: session.compile(&mask, &options)? })
+        let options = StepOptions::plain(Self::capacity(split), session.compute());
+        let step = session.compile(&mask, &options)?;
+        Ok(Evaluator { corpus, split, rows, step, cache: None })
+    }
+
+    /// As [`Evaluator::new`] for the evaluation rows of the corpus, whose frozen part is read from a cache that the
+    /// session has been given; results are the same.
+    ///
+    /// # Errors
+    /// As [`Evaluator::new`].
+    pub fn cached(
+        session: &mut Session,
+        corpus: &'a Corpus,
+        cache: &'a PrefixCache,
+    ) -> Result<Self> {
+        let options = StepOptions::plain(Self::capacity(&corpus.eval), session.compute());
+        let step = session.compile_cached_forward(cache.above(), &options)?;
+        let rows = (0..corpus.eval.len()).collect();
+        Ok(Evaluator { corpus, split: &corpus.eval, rows, step, cache: Some(cache) })
+    }
+
+    /// The most that a batch of `split` holds.
+    pub fn capacity(split: &Split) -> Capacity {
+        super::largest_batch(split, LIMIT)
+    }
+
+    /// The batches in which rows of a split are evaluated, as their examples.
+    ///
+    /// # Errors
+    /// None: batches of so many sequences hold any text.
+    pub fn batches(corpus: &Corpus, split: &Split, rows: Vec<usize>) -> Result<Vec<Vec<usize>>> {
+        corpus.cut(split, rows, LIMIT)
     }
 
     /// Runs its rows through the network as it is now, without dropout, `n_done` training steps behind it.
@@ -90,8 +123,11 @@ impl<'a> Evaluator<'a> {
                 loss: 0.0,
             })
             .collect();
-        for indices in self.corpus.cut(self.split, self.rows.clone(), LIMIT)? {
-            let batch = self.corpus.pack(self.split, &indices);
+        for indices in Self::batches(self.corpus, self.split, self.rows.clone())? {
+            let mut batch = self.corpus.pack(self.split, &indices);
+            if let Some(cache) = self.cache {
+                batch.prefix_rows = cache.eval_rows(self.corpus, &indices);
+            }
             let outcome = session.run(&self.step, &batch, &state, Timing::Off)?;
             for (at, task) in tasks.iter_mut().enumerate() {
                 let logits = session.logits(&self.step, at)?;

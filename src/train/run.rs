@@ -43,14 +43,17 @@ pub fn train(
     let legs = compile_legs(session, states, &step_options, options, &course, cache.is_some())?;
     if let Some(cache) = cache {
         let Capacity { tokens, sequences, .. } = step_options.capacity;
-        session.set_prefix(cache.rows(), tokens.max(sequences))?;
+        let evaluated = Evaluator::capacity(&corpus.eval);
+        let capacity = [tokens, sequences, evaluated.tokens, evaluated.sequences];
+        session.set_prefix(cache.rows(), capacity.into_iter().max().unwrap_or(0))?;
     }
     for (id, moments) in start.moments {
         session.set_moments(id, moments)?;
     }
-    let evaluator = match corpus.eval.is_empty() {
-        true => None,
-        false => Some(Evaluator::new(session, corpus, &corpus.eval)?),
+    let evaluator = match (corpus.eval.is_empty(), cache) {
+        (true, _) => None,
+        (false, None) => Some(Evaluator::new(session, corpus, &corpus.eval)?),
+        (false, Some(cache)) => Some(Evaluator::cached(session, corpus, cache)?),
     };
     let mut run = Run {
         corpus,
@@ -171,7 +174,7 @@ impl Run<'_> {
         let pack = |indices: &Vec<usize>| {
             let mut batch = self.corpus.pack(&self.corpus.train, indices);
             if let Some(cache) = self.cache {
-                batch.prefix_rows = cache.rows_of(&self.corpus.train, indices);
+                batch.prefix_rows = cache.train_rows(self.corpus, indices);
             }
             batch
         };

@@ -1,0 +1,295 @@
+//! What a sweep should take, before it begins.
+//!
+//! A trial is its session's opening, its steps and its evaluation. Steps and evaluations are predicted from their plans
+//! by the machine's pace ([`Pace`]), batch by batch for the texts that a batch really has; opening is measured once.
+
+use serde::Serialize;
+
+use super::halving::{Planned, Rungs};
+use super::opening::{Opening, room_bytes};
+use super::sweep::{Subject, SweepOptions};
+use crate::Result;
+use crate::cache::{Shelf, fill_batches};
+use crate::data::{Corpus, Split};
+use crate::freeze::FreezeMask;
+use crate::measure::Pace;
+use crate::model::{Group, Network};
+use crate::plan::accumulate::accumulate;
+use crate::plan::prefix::{
+    Prefix, compile_cached, compile_cached_forward, compile_prefixes, prefix_of,
+};
+use crate::plan::{Counts, Layout, Plan, StepOptions, compile};
+use crate::train::{Evaluator, step_options};
+
+/// What a sweep should take.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Steps of a trial at full length.
+    pub n_steps: u64,
+    /// Steps of a trial of the first rung, where that has shorter ones.
+    pub n_short_steps: Option<u64>,
+    /// All of it: trials and the filling of caches. Lowest and highest, by which depths survive.
+    pub seconds: [f64; 2],
+    /// Of these for caches.
+    pub fill_seconds: [f64; 2],
+    /// Every depth with every seed at full length, nothing cached.
+    pub plain_seconds: f64,
+    /// By depth, the most frozen first.
+    pub depths: Vec<DepthForecast>,
+}
+
+/// What a trial of a depth should take.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DepthForecast {
+    pub freeze: String,
+    /// Whether its frozen part is read from a cache.
+    pub is_cached: bool,
+    /// None where there are no shorter trials.
+    pub short_seconds: Option<f64>,
+    /// With the first seed.
+    pub full_seconds: f64,
+}
+
+/// Seconds of trials.
+pub(super) struct Prices {
+    depths: Vec<DepthPrices>,
+    fill: FillPrices,
+    opening: Opening,
+}
+
+/// One depth, cached and not.
+struct DepthPrices {
+    prefix: Option<Prefix>,
+    cached: Option<TrialPrices>,
+    plain: TrialPrices,
+}
+
+/// What the trials of a depth are made of.
+struct TrialPrices {
+    /// By seed: seconds of the steps up to each of the first epoch's, as far as a trial goes.
+    steps: Vec<Vec<f64>>,
+    /// By the machine's pace.
+    evaluation: f64,
+    /// Bytes that are reserved and set for it.
+    room_bytes: usize,
+}
+
+/// What the batches hold that trials run, and those that fill caches.
+struct Work {
+    /// By seed, by step of the first epoch: its batches.
+    steps: Vec<Vec<Vec<Counts>>>,
+    evaluation: Vec<Counts>,
+}
+
+impl TrialPrices {
+    fn seconds(&self, seed: usize, n_steps: u64, opening: &Opening) -> f64 {
+        // Further epochs have the first one's texts in another order.
+        let steps = &self.steps[seed];
+        let of_epoch = steps.last().copied().unwrap_or(0.0);
+        let n_epoch = steps.len().max(1) as u64;
+        let rest = (n_steps % n_epoch).checked_sub(1).map_or(0.0, |at| steps[at as usize]);
+        let steps = (n_steps / n_epoch) as f64 * of_epoch + rest;
+        steps + opening.forward_factor * self.evaluation + opening.seconds(self.room_bytes)
+    }
+}
+
+impl Work {
+    fn of(corpus: &Corpus, options: &SweepOptions, n_steps: u64) -> Result<Self> {
+        let of_seed = |&seed: &u64| {
+            let steps = options.trial(seed, n_steps, n_steps).epoch(corpus, 0)?;
+            let counts = |examples: &Vec<usize>| Counts::of(&corpus.pack(&corpus.train, examples));
+            let taken = steps.iter().take(n_steps as usize);
+            Ok(taken.map(|batches| batches.iter().map(counts).collect()).collect())
+        };
+        let rows = (0..corpus.eval.len()).collect();
+        let batches = Evaluator::batches(corpus, &corpus.eval, rows)?;
+        Ok(Self {
+            steps: options.seeds.iter().map(of_seed).collect::<Result<_>>()?,
+            evaluation: counts_of(corpus, &corpus.eval, &batches),
+        })
+    }
+
+    /// The trials whose steps are `step` and whose evaluation is `evaluation`.
+    fn prices(&self, step: &Plan, evaluation: &Plan, pace: &Pace) -> TrialPrices {
+        let parts = accumulate(step);
+        let part = |at: usize, n: usize| match at {
+            _ if n == 1 => step,
+            0 => &parts.first,
+            _ if at + 1 < n => &parts.next,
+            _ => &parts.last,
+        };
+        let seconds = |batches: &Vec<Counts>| -> f64 {
+            let all = batches.iter().enumerate();
+            all.map(|(at, counts)| pace.seconds(part(at, batches.len()), counts)).sum()
+        };
+        let sums = |steps: &Vec<Vec<Counts>>| {
+            let sum = |sum: &mut f64, batches| {
+                *sum += seconds(batches);
+                Some(*sum)
+            };
+            steps.iter().scan(0.0, sum).collect()
+        };
+        TrialPrices {
+            steps: self.steps.iter().map(sums).collect(),
+            evaluation: self.evaluation.iter().map(|counts| pace.seconds(evaluation, counts)).sum(),
+            room_bytes: room_bytes(&Layout::new(step)),
+        }
+    }
+}
+
+fn counts_of(corpus: &Corpus, split: &Split, batches: &[Vec<usize>]) -> Vec<Counts> {
+    batches.iter().map(|examples| Counts::of(&corpus.pack(split, examples))).collect()
+}
+
+/// What filling takes, by the machine's pace.
+struct FillPrices {
+    network: Network,
+    pace: Pace,
+    step: StepOptions,
+    /// By whether several caches are filled: the batches of training and of evaluation rows.
+    batches: [[Vec<Counts>; 2]; 2],
+}
+
+impl FillPrices {
+    fn of(subject: &Subject, step: StepOptions) -> Self {
+        let corpus = subject.corpus;
+        let of = |n_depths: usize| {
+            [&corpus.train, &corpus.eval]
+                .map(|split| counts_of(corpus, split, &fill_batches(split, n_depths)))
+        };
+        Self {
+            network: subject.network.clone(),
+            pace: *subject.pace,
+            step,
+            batches: [of(1), of(2)],
+        }
+    }
+
+    /// Seconds of one pass.
+    fn seconds(&self, pass: &[Prefix]) -> f64 {
+        let above: Vec<Group> = pass.iter().map(|prefix| prefix.above).collect();
+        let plain = StepOptions::plain(self.step.capacity, self.step.compute);
+        let batches = &self.batches[usize::from(pass.len() > 1)];
+        let of_split = |(batches, options): (&Vec<Counts>, &StepOptions)| -> f64 {
+            let plan = compile_prefixes(&self.network, &above, options);
+            plan.map_or(0.0, |(plan, _)| {
+                batches.iter().map(|counts| self.pace.seconds(&plan, counts)).sum()
+            })
+        };
+        batches.iter().zip([&self.step, &plain]).map(of_split).sum()
+    }
+}
+
+impl Prices {
+    /// Predicts all depths of a subject, and opens a session to see what that takes.
+    ///
+    /// # Errors
+    /// A text that no batch holds, a device that lacks the memory or fails.
+    pub fn of(subject: &Subject, options: &SweepOptions, n_steps: u64) -> Result<Self> {
+        let Subject { network, corpus, pace, .. } = *subject;
+        let step = step_options(corpus, subject.engine.compute, &options.train);
+        let plain = StepOptions::plain(Evaluator::capacity(&corpus.eval), step.compute);
+        let evaluation = compile(network, &FreezeMask::all(network.params.len()), &plain);
+        let work = Work::of(corpus, options, n_steps)?;
+        let depths = subject.candidates.iter().map(|candidate| {
+            let mask = &candidate.mask;
+            let prefix = prefix_of(network, mask, &step);
+            let cached = prefix.and_then(|prefix| {
+                let evaluation = compile_cached_forward(network, prefix.above, &plain)?;
+                Some(work.prices(&compile_cached(network, mask, &step)?, &evaluation, pace))
+            });
+            let plain = work.prices(&compile(network, mask, &step), &evaluation, pace);
+            DepthPrices { prefix, cached, plain }
+        });
+        Ok(Self {
+            depths: depths.collect(),
+            fill: FillPrices::of(subject, step),
+            opening: Opening::measure(subject, options)?,
+        })
+    }
+
+    /// What a cache of a depth would hold.
+    pub fn prefix(&self, depth: usize) -> Option<Prefix> {
+        self.depths[depth].prefix
+    }
+
+    /// Seconds of a trial.
+    pub fn trial(&self, trial: &Planned, is_cached: bool) -> f64 {
+        let depth = &self.depths[trial.depth];
+        let prices = depth.cached.as_ref().filter(|_| is_cached).unwrap_or(&depth.plain);
+        prices.seconds(trial.seed, trial.n_steps, &self.opening)
+    }
+
+    /// Seconds of one pass that fills caches.
+    fn fill_pass(&self, pass: &[Prefix]) -> f64 {
+        self.opening.forward_factor * self.fill.seconds(pass)
+    }
+
+    /// Seconds of filling, the lowest and the highest: caches of the first rung, and where not all have room at once
+    /// those of later rungs, of which it is not known what will still be there.
+    fn filling(&self, subject: &Subject, rungs: &Rungs, shelf: &Shelf, uses: &[bool]) -> [f64; 2] {
+        let first = rungs.first();
+        let wanted = self.wanted(&first, uses);
+        let passes = shelf.passes(subject.corpus, &wanted);
+        let low: f64 = passes.iter().map(|pass| self.fill_pass(pass)).sum();
+        if passes.len() < 2 {
+            return [low; 2];
+        }
+        let again = |trial: &Planned| {
+            let prefix = self.prefix(trial.depth).filter(|_| uses[trial.depth]);
+            // The other seeds of a depth find what the first has filled.
+            let is_first = trial.rung < 2 || trial.seed == 1;
+            prefix.filter(|_| is_first).map_or(0.0, |prefix| self.fill_pass(&[prefix]))
+        };
+        let depths: Vec<usize> = (0..rungs.n_depths).collect();
+        let rung = first.first().map_or(0, |trial| trial.rung);
+        [low, low + rungs.seconds_behind(rung, &depths, &again)[1]]
+    }
+
+    /// The caches that trials want, in their order.
+    pub fn wanted(&self, trials: &[Planned], uses: &[bool]) -> Vec<Prefix> {
+        let mut wanted: Vec<Prefix> = Vec::new();
+        for depth in trials.iter().map(|trial| trial.depth).filter(|depth| uses[*depth]) {
+            wanted.extend(self.prefix(depth).filter(|prefix| !wanted.contains(prefix)));
+        }
+        wanted
+    }
+
+    /// The sweep with the depths cached that `uses` says.
+    pub fn forecast(
+        &self,
+        subject: &Subject,
+        rungs: &Rungs,
+        shelf: &Shelf,
+        uses: &[bool],
+    ) -> Forecast {
+        let seconds = |trial: &Planned| self.trial(trial, uses[trial.depth]);
+        let first = rungs.first();
+        let depths: Vec<usize> = (0..rungs.n_depths).collect();
+        let of_first: f64 = first.iter().map(seconds).sum();
+        let rung = first.first().map_or(0, |trial| trial.rung);
+        let behind = rungs.seconds_behind(rung, &depths, &seconds);
+        let fill_seconds = self.filling(subject, rungs, shelf, uses);
+        let at = |depth, seed, n_steps| Planned { rung: 0, depth, seed, n_steps };
+        let plain = |depth: &usize| -> f64 {
+            let of = |seed| self.trial(&at(*depth, seed, rungs.n_steps), false);
+            (0..rungs.n_seeds).map(of).sum()
+        };
+        let n_short_steps = rungs.n_short_steps();
+        Forecast {
+            n_steps: rungs.n_steps,
+            n_short_steps,
+            seconds: [0, 1].map(|end| of_first + behind[end] + fill_seconds[end]),
+            fill_seconds,
+            plain_seconds: depths.iter().map(plain).sum(),
+            depths: (depths.iter().zip(subject.candidates))
+                .map(|(&depth, candidate)| DepthForecast {
+                    freeze: candidate.freeze.clone(),
+                    is_cached: uses[depth],
+                    short_seconds: n_short_steps.map(|n| seconds(&at(depth, 0, n))),
+                    full_seconds: seconds(&at(depth, 0, rungs.n_steps)),
+                })
+                .collect(),
+        }
+    }
+}
