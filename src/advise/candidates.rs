@@ -13,7 +13,12 @@ pub struct Candidate {
     /// Layers below the frost line, 0 where nothing is frozen: the first trained layer reads the hidden state behind
     /// so many layers.
     pub n_frozen_layers: usize,
+    /// What the heads' learning rate is multiplied with: alone above frozen features they bear more.
+    pub head_rate_scale: f32,
 }
+
+/// That scale where the heads train alone, by the guide's measurements.
+pub const HEADS_ALONE: f32 = 3.0;
 
 impl Candidate {
     /// A whole training at this depth.
@@ -38,7 +43,8 @@ pub fn candidates(network: &Network) -> Result<Vec<Candidate>> {
     let all = all.into_iter().chain(lower).chain([("none".to_owned(), 0)]);
     all.map(|(freeze, n_frozen_layers)| {
         let mask = FreezeSpec::parse(&freeze)?.mask(network)?;
-        Ok(Candidate { freeze, mask, n_frozen_layers })
+        let head_rate_scale = if freeze == "backbone" { HEADS_ALONE } else { 1.0 };
+        Ok(Candidate { freeze, mask, n_frozen_layers, head_rate_scale })
     })
     .collect()
 }

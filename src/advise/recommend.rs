@@ -6,6 +6,7 @@
 
 use serde::Serialize;
 
+use super::candidates::HEADS_ALONE;
 use super::costs::DepthCost;
 use super::figures::{duration, megabytes, percent, points, share};
 
@@ -142,8 +143,7 @@ pub fn recommend(signals: &Signals) -> Recommendation {
         freeze: chosen.map(|cost| cost.freeze.clone()),
         schedule: chosen.and_then(|cost| schedule(cost, signals)),
         learning_rate: if signals.hidden_size >= LARGE { 2e-5 } else { 5e-5 },
-        // Alone above frozen features a head bears a higher rate: see the guide.
-        head_learning_rate: if freezes_all { 3.0 * HEAD_RATE } else { HEAD_RATE },
+        head_learning_rate: if freezes_all { HEADS_ALONE * HEAD_RATE } else { HEAD_RATE },
         confidence: confidence(signals, &votes),
         reasons,
         doubts: doubts(signals, chosen),

@@ -4,26 +4,24 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::candidates::{Candidate, candidates};
+use super::candidates::candidates;
 use super::costs::{CostOptions, DepthCost, Limits, costs};
 use super::heads::{HeadAdvice, head_advice};
-use super::layers::{ClassSeparability, TaskCurve, curves};
-use super::noise::{LabelNoise, label_noise};
-use super::recommend::{
-    Recommendation, Signals, TaskSignal, WordSignal, expected_loss, recommend,
-};
+use super::layers::{LayerPoint, TaskCurve, TaskLabels, n_points, task_curves};
+use super::recommend::{Recommendation, Signals, TaskSignal, WordSignal, expected_loss, recommend};
 use super::revise::Agreement;
 use super::rows::RowProfile;
+use super::separability::ClassSeparability;
 use super::sweep::SweepOutcome;
 use super::words::TextProfile;
-use crate::Result;
 use crate::batch::Batch;
-use crate::data::{Corpus, Tokenizer};
+use crate::data::{Corpus, Tokenizer, spread};
 use crate::features::layer_vectors;
 use crate::measure::{Ceilings, Pace};
 use crate::model::{Network, Pooling};
 use crate::session::Session;
 use crate::train::{TrainOptions, step_options};
+use crate::{Error, Result};
 
 /// Rows of a task, at most, that its probes see.
 const PROBE_ROWS: usize = 3000;
@@ -49,8 +47,8 @@ pub struct Question<'a> {
 pub enum Stage {
     /// The forward pass over so many texts.
     Vectors { n_texts: usize },
-    /// So many fits.
-    Probes { n_fits: usize },
+    /// So many pairs of a layer's vectors and a task.
+    Probes { n_points: usize },
     Costs,
 }
 
@@ -92,27 +90,35 @@ pub struct ModelAdvice {
 pub struct TaskAdvice {
     pub rows: RowProfile,
     pub curve: TaskCurve,
-    /// Behind the last layer.
+    /// Cross-validated accuracy of the probe on what the heads read: behind the last layer.
+    pub accuracy: f64,
+    /// Its labels, by the same probe.
     pub classes: Vec<ClassSeparability>,
-    pub noise: Option<NoiseAdvice>,
+    pub noise: NoiseAdvice,
 }
 
-/// Labels that may be wrong.
+/// Labels that may be wrong, by the same probe.
 #[derive(Clone, Debug, Serialize)]
 pub struct NoiseAdvice {
-    pub estimated_share: f64,
-    pub suspects: Vec<Suspect>,
+    /// The estimated share of wrong labels.
+    pub share: f64,
+    /// The most suspicious texts.
+    pub suspects: Vec<SuspectText>,
 }
 
 /// A text whose label the probe does not believe.
 #[derive(Clone, Debug, Serialize)]
-pub struct Suspect {
+pub struct SuspectText {
     pub text: String,
-    pub label: String,
+    pub given: String,
     pub suggested: String,
-    /// The probe's probability of the suggested label, without this row.
-    pub probability: f64,
+    /// What a probe that did not see the text gives the two labels.
+    pub probability_given: f64,
+    pub probability_suggested: f64,
 }
+
+/// Suspects of a task that are kept.
+const N_SUSPECTS: usize = 5;
 
 impl ModelAdvice {
     /// The pooling whose probes stand for what the heads read.
@@ -124,7 +130,7 @@ impl ModelAdvice {
 impl TaskAdvice {
     /// The expected loss with so many layers frozen, see [`expected_loss`].
     pub fn expected_loss(&self, n_frozen: usize, n_layers: usize) -> f64 {
-        expected_loss(self.curve.accuracy, n_frozen, n_layers)
+        expected_loss(self.accuracy, n_frozen, n_layers)
     }
 }
 
@@ -134,4 +140,136 @@ fn probe_pooling(pooling: Pooling) -> Pooling {
         Pooling::Mean => Pooling::Mean,
         Pooling::Cls | Pooling::Pooler => Pooling::Cls,
     }
+}
+
+/// Surveys a model and its data. It leaves the session's values as they are.
+///
+/// # Errors
+/// A task with fewer than two labels of two rows, vectors that are not finite, a device that lacks the memory or fails.
+pub fn survey(
+    session: &mut Session,
+    question: &Question,
+    observer: &dyn SurveyObserver,
+) -> Result<ModelAdvice> {
+    let begun = Instant::now();
+    let Question { network, corpus, train, .. } = *question;
+    let texts = TextProfile::new(&corpus.train, question.tokenizer)?;
+    let examples = probed(corpus);
+    observer.begin(Stage::Vectors { n_texts: examples.len() });
+    let vectors =
+        layer_vectors(session, corpus, &corpus.train, &examples, |n| observer.done(n))?;
+    let labels = TaskLabels::of(corpus, &corpus.train, &examples);
+    let n_points = n_points(&vectors, labels.len());
+    observer.begin(Stage::Probes { n_points });
+    let curves = task_curves(&vectors, &labels, train.seed, |n| observer.done(n))?;
+    drop(vectors);
+    observer.begin(Stage::Costs);
+    let pace = Pace::of(session, &typical_batch(corpus, train)?, question.ceilings)?;
+    let candidates = candidates(network)?;
+    let options = CostOptions {
+        train,
+        compute: session.compute(),
+        cache_limit_bytes: question.cache_limit_bytes,
+        limits: question.limits,
+    };
+    let costs = costs(network, corpus, &candidates, &pace, &options)?;
+    let pooling = probe_pooling(network.pooling);
+    let (mut tasks, mut signals) = (Vec::new(), Vec::new());
+    for (at, curve) in curves.into_iter().enumerate() {
+        let rows = RowProfile::new(corpus, at);
+        let last = curve.point(network.layers.len(), pooling);
+        let (last, flat) = last
+            .zip(curve.flattens_at(pooling))
+            .ok_or_else(|| Error::Run(format!("{}: no probe behind the last layer", rows.task)))?;
+        signals.push(TaskSignal {
+            task: curve.task.clone(),
+            n_rows: rows.rows,
+            accuracy: last.accuracy,
+            standard_error: last.standard_error,
+            majority: curve.majority,
+            flattens_at: flat.layer,
+            has_head: question.has_head[at],
+            is_converged: curve.points_of(pooling).all(|point| point.converged),
+        });
+        tasks.push(TaskAdvice {
+            accuracy: last.accuracy,
+            classes: curve.separability(last),
+            noise: noise(corpus, &curve, last, &examples),
+            rows,
+            curve,
+        });
+    }
+    let split = |of: Option<super::words::Fragmentation>| of.map_or(0.0, |one| one.continued_share);
+    let recommendation = recommend(&Signals {
+        tasks: &signals,
+        words: WordSignal {
+            continued: split(texts.fragmentation),
+            general_continued: split(Some(texts.reference.fragmentation)),
+            is_covered: texts.reference_applies,
+        },
+        costs: &costs,
+        n_layers: network.layers.len(),
+        hidden_size: network.config.hidden_size,
+    });
+    let freeze = recommendation.freeze.clone();
+    let step = step_options(corpus, session.compute(), train);
+    Ok(ModelAdvice {
+        model: question.model.clone(),
+        n_layers: network.layers.len(),
+        hidden_size: network.config.hidden_size,
+        n_values: network.n_values(),
+        pooling: network.pooling,
+        texts,
+        tasks,
+        pace,
+        costs,
+        head: head_advice(network, &signals, freeze.as_deref(), &step)?,
+        advised: freeze,
+        recommendation,
+        sweep: None,
+        agreement: Vec::new(),
+        seconds: begun.elapsed().as_secs_f64(),
+    })
+}
+
+/// The training rows that probes see: of every task at most so many, from all of its rows.
+fn probed(corpus: &Corpus) -> Vec<usize> {
+    let split = &corpus.train;
+    let mut chosen = vec![false; split.len()];
+    for task in 0..corpus.tasks.len() {
+        let labelled: Vec<usize> =
+            (0..split.len()).filter(|row| split.class(*row, task).is_some()).collect();
+        for at in spread(labelled.len(), PROBE_ROWS) {
+            chosen[labelled[at]] = true;
+        }
+    }
+    (0..split.len()).filter(|row| chosen[*row]).collect()
+}
+
+/// The batch of an epoch whose number of tokens is the median.
+fn typical_batch(corpus: &Corpus, train: &TrainOptions) -> Result<Batch> {
+    let mut batches: Vec<Vec<usize>> = train.epoch(corpus, 0)?.into_iter().flatten().collect();
+    let n_tokens = |rows: &Vec<usize>| -> usize {
+        rows.iter().map(|row| corpus.train.length(*row)).sum()
+    };
+    batches.sort_by_key(n_tokens);
+    let middle = batches.get(batches.len() / 2);
+    Ok(corpus.pack(&corpus.train, middle.map_or(&[], Vec::as_slice)))
+}
+
+fn noise(
+    corpus: &Corpus,
+    curve: &TaskCurve,
+    point: &LayerPoint,
+    examples: &[usize],
+) -> NoiseAdvice {
+    let noise = curve.label_noise(point);
+    let suspects = noise.suspects.iter().take(N_SUSPECTS).map(|suspect| SuspectText {
+        text: corpus.train.text(examples[suspect.row]).0.to_owned(),
+        given: curve.labels[suspect.given].clone(),
+        suggested: curve.labels[suspect.suggested].clone(),
+        probability_given: suspect.probability_given,
+        probability_suggested: suspect.probability_suggested,
+    });
+    NoiseAdvice { share: noise.share, suspects: suspects.collect() }
 }

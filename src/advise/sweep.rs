@@ -340,6 +340,8 @@ impl Run<'_> {
         let filling = filling.elapsed().as_secs_f64();
         let cache = prefix.and_then(|prefix| self.shelf.find(&prefix));
         let trial_options = options.trial(seed, planned.n_steps, sweep.rungs.n_steps);
+        let head_learning_rate = trial_options.head_learning_rate * candidate.head_rate_scale;
+        let trial_options = TrainOptions { head_learning_rate, ..trial_options };
         let mut steps = Steps {
             n_steps: planned.n_steps,
             done_seconds: self.done_seconds,

@@ -77,7 +77,8 @@ impl Split {
     }
 }
 
-fn spread(n: usize, most: usize) -> Vec<usize> {
+/// At most `most` of `n` places, in order and evenly from all.
+pub fn spread(n: usize, most: usize) -> Vec<usize> {
     let n_chosen = n.min(most);
     (0..n_chosen).map(|at| at * n / n_chosen).collect()
 }

@@ -5,10 +5,13 @@ use serde_json::{Value, json};
 use super::cells::Cells;
 use super::environment::Environment;
 use super::table::{digits, grouped};
+use crate::advise::costs::{CacheCost, DepthCost};
 use crate::advise::figures::{duration, megabytes};
+use crate::advise::revise::Agreement;
+use crate::advise::separability::ClassSeparability;
 use crate::advise::survey::{ModelAdvice, TaskAdvice};
 use crate::advise::sweep::SweepOutcome;
-use crate::advise::verdict::DepthSummary;
+use crate::advise::verdict::{DepthSummary, Trial};
 use crate::advise::words::Fragmentation;
 use crate::model::Pooling;
 
@@ -97,6 +100,7 @@ pub fn tables(model: &ModelAdvice) -> Vec<Titled> {
     }
     tables.push(costs(model));
     tables.extend(model.sweep.as_ref().map(sweep));
+    tables.extend(agreement(model));
     tables
 }
 
@@ -180,7 +184,7 @@ fn rows(model: &ModelAdvice) -> Titled {
             digits(rows.imbalance),
             grouped(rows.repeated_rows),
             grouped(rows.contradicting_rows),
-            task.noise.as_ref().map_or("-".to_owned(), |noise| percent(noise.estimated_share)),
+            percent(task.noise.share),
             grouped(rows.eval_rows),
             grouped(rows.leaked_eval_rows),
         ]
@@ -217,7 +221,8 @@ fn layers(model: &ModelAdvice, task: &TaskAdvice) -> Titled {
                 cells.extend(["-"; 4].map(str::to_owned));
                 continue;
             };
-            let mark = match task.curve.flattens_at(pooling) == Some(layer) {
+            let flat = task.curve.flattens_at(pooling).map(|point| point.layer);
+            let mark = match flat == Some(layer) {
                 true => "> ",
                 false => "",
             };
@@ -247,19 +252,22 @@ fn layers(model: &ModelAdvice, task: &TaskAdvice) -> Titled {
 const SHOWN_CLASSES: usize = 8;
 
 fn classes(model: &ModelAdvice, task: &TaskAdvice) -> Titled {
+    // Labels without a row that was held out come last.
+    let recall = |class: &ClassSeparability| class.recall.unwrap_or(f64::INFINITY);
     let mut classes: Vec<_> = task.classes.iter().collect();
-    classes.sort_by(|a, b| a.recall.total_cmp(&b.recall));
+    classes.sort_by(|a, b| recall(a).total_cmp(&recall(b)));
     let n_left = classes.len().saturating_sub(SHOWN_CLASSES);
     classes.truncate(SHOWN_CLASSES);
-    let row = |class: &&crate::advise::layers::ClassSeparability| {
+    let show = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+    let row = |class: &&ClassSeparability| {
+        let mistake = class.mistaken_for.as_ref();
         vec![
             class.label.clone(),
-            grouped(class.n_rows),
-            format!("{:.3}", class.recall),
-            class.precision.map_or("-".to_owned(), |value| format!("{value:.3}")),
-            class.mistaken_for.as_ref().map_or("-".to_owned(), |(label, n)| {
-                format!("{label} ({})", percent(*n as f64 / class.n_rows as f64))
-            }),
+            class.n_rows.to_string(),
+            show(class.recall),
+            show(class.precision),
+            show(class.f1),
+            mistake.map_or("-".to_owned(), |one| format!("{} ({})", one.label, percent(one.share))),
         ]
     };
     let more = match n_left {
@@ -267,10 +275,10 @@ fn classes(model: &ModelAdvice, task: &TaskAdvice) -> Titled {
         n => format!("; {n} that are told better are left out"),
     };
     Titled {
-        title: format!("Labels of {} that the last layer tells worst", task.curve.task),
-        note: format!("{} pooling{more}", model.probe_pooling().name()),
+        title: format!("Labels of {}, those that the frozen encoder tells worst first", task.curve.task),
+        note: format!("behind the last layer, {} pooling{more}", model.probe_pooling().name()),
         cells: Cells::of(
-            &["label", "rows", "found", "right", "mistaken for"],
+            &["label", "rows", "recall", "precision", "F1", "mistaken for"],
             classes.iter().map(row).collect(),
         ),
     }
@@ -292,10 +300,10 @@ fn costs(model: &ModelAdvice) -> Titled {
     let names: Vec<String> =
         model.tasks.iter().map(|task| format!("expected\n{}", task.curve.task)).collect();
     header.extend(names.iter().map(String::as_str));
-    let row = |cost: &crate::advise::costs::DepthCost| {
+    let row = |cost: &DepthCost| {
         let is_chosen = model.recommendation.freeze.as_deref() == Some(cost.freeze.as_str());
         let cache = cost.cache.as_ref();
-        let of_cache = |show: fn(&crate::advise::costs::CacheCost) -> String| {
+        let of_cache = |show: fn(&CacheCost) -> String| {
             cache.map_or("-".to_owned(), show)
         };
         let mut cells = vec![
@@ -362,7 +370,7 @@ fn sweep(sweep: &SweepOutcome) -> Titled {
         cells.extend(
             (0..tasks.len()).map(|task| show(mean(&|at| longest[at].tasks[task].accuracy))),
         );
-        let sum = |of: fn(&crate::advise::verdict::Trial) -> f64| trials().map(of).sum::<f64>();
+        let sum = |of: fn(&Trial) -> f64| trials().map(of).sum::<f64>();
         cells.extend([
             digits(sum(|trial| trial.seconds)),
             digits(sum(|trial| trial.predicted_seconds)),
@@ -381,6 +389,31 @@ fn sweep(sweep: &SweepOutcome) -> Titled {
         ),
         cells: Cells::of(&header, sweep.verdict.depths.iter().map(row).collect()),
     }
+}
+
+/// Whether scores rank depths as the sweep does; None without one.
+fn agreement(model: &ModelAdvice) -> Option<Titled> {
+    let first = model.agreement.first()?;
+    let row = |one: &Agreement| {
+        let correlation = one.rank_correlation;
+        vec![
+            one.task.clone(),
+            one.score.to_owned(),
+            correlation.map_or("-".to_owned(), |value| format!("{value:+.2}")),
+        ]
+    };
+    Some(Titled {
+        title: "Do scores rank depths as the sweep does?".to_owned(),
+        note: format!(
+            "Spearman's rank correlation over {} depths, of the score behind the frozen layers and the accuracy after {} \
+             steps; +1: the same order, -1: the reverse",
+            first.n_depths, first.n_steps
+        ),
+        cells: Cells::of(
+            &["task", "score", "rank correlation"],
+            model.agreement.iter().map(row).collect(),
+        ),
+    })
 }
 
 /// The recommendation with its reasons, and a command that follows it.
@@ -429,7 +462,7 @@ pub fn comparison(models: &[ModelAdvice]) -> Option<Titled> {
     let row = |model: &ModelAdvice| {
         let chosen = model.recommendation.freeze.as_deref();
         let cost = model.costs.iter().find(|cost| Some(cost.freeze.as_str()) == chosen);
-        let of_cost = |show: &dyn Fn(&crate::advise::costs::DepthCost) -> String| {
+        let of_cost = |show: &dyn Fn(&DepthCost) -> String| {
             cost.map_or("-".to_owned(), show)
         };
         let mut cells = vec![

@@ -34,6 +34,10 @@ pub fn prove(
     let fits = |freeze: &str| advice.costs.iter().any(|cost| cost.freeze == freeze && cost.fits);
     let mut depths = candidates(question.network)?;
     depths.retain(|candidate| fits(&candidate.freeze));
+    if args.rates.head_learning_rate.is_some() {
+        // Whoever gives a rate means it.
+        depths.iter_mut().for_each(|candidate| candidate.head_rate_scale = 1.0);
+    }
     if depths.is_empty() {
         return Err(Error::usage(format!(
             "{}: no depth stays within --budget and --max-memory, there is nothing to prove",

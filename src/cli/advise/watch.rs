@@ -35,7 +35,7 @@ impl SurveyObserver for Watch {
             Stage::Vectors { n_texts } => {
                 progress::bar(n_texts as u64, "reading with the frozen encoder")
             }
-            Stage::Probes { n_fits } => progress::bar(n_fits as u64, "probing layers"),
+            Stage::Probes { n_points } => progress::bar(n_points as u64, "probing layers"),
             Stage::Costs => ProgressBar::hidden(),
         });
     }

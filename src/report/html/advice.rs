@@ -6,6 +6,7 @@ use super::svg::{Anchor, Scale, Svg, escaped, fill, stroke};
 use crate::advise::figures::duration;
 use crate::advise::survey::{ModelAdvice, TaskAdvice};
 use crate::advise::sweep::SweepOutcome;
+use crate::advise::verdict::Trial;
 use crate::model::Pooling;
 use crate::report::advice::{Advice, Titled, closing, comparison, headline, tables};
 
@@ -130,7 +131,7 @@ fn proof(model: &ModelAdvice, sweep: &SweepOutcome) -> Option<String> {
         let trials = || sweep.trials.iter().filter(|trial| trial.freeze == *freeze);
         let n_steps = trials().map(|trial| trial.n_steps).max()?;
         let longest: Vec<_> = trials().filter(|trial| trial.n_steps == n_steps).collect();
-        let mean = |of: fn(&crate::advise::verdict::Trial) -> f64| {
+        let mean = |of: fn(&Trial) -> f64| {
             longest.iter().map(|trial| of(trial)).sum::<f64>() / longest.len() as f64
         };
         let (seconds, score) = (mean(|trial| trial.seconds), mean(|trial| trial.score));
