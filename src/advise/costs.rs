@@ -8,7 +8,7 @@ use crate::data::{BatchLimit, Corpus, Split};
 use crate::freeze::FreezeMask;
 use crate::measure::Pace;
 use crate::model::Network;
-use crate::plan::prefix::{compile_cached, compile_prefix, prefix_of};
+use crate::plan::prefix::{compile_cached, compile_prefixes, prefix_of};
 use crate::plan::{Counts, Layout, Plan, StepOptions, compile};
 use crate::tensor::DType;
 use crate::train::{Epochs, TrainOptions, largest_batch, step_options};
@@ -141,7 +141,7 @@ fn cost(
         let n_rows = prefix.rows.count(corpus.train.n_tokens(), corpus.train.len());
         let bytes = (n_rows * prefix.cols * size_of::<f32>()) as u64;
         let cached = compile_cached(network, &candidate.mask, step)?;
-        let (fill, _) = compile_prefix(network, prefix.above, &forward(&corpus.train))?;
+        let (fill, _) = compile_prefixes(network, &[prefix.above], &forward(&corpus.train))?;
         let cached_seconds = seconds(&cached, &workload.epoch);
         let cost = CacheCost {
             bytes,

@@ -392,7 +392,10 @@ mod tests {
         let foreign = WordSignal { continued: 0.3, ..PLAIN };
         let found = advice(&[task("topic", 0.97)], foreign, |_| true);
         assert_eq!(found.freeze.as_deref(), Some("lower:3"));
-        assert!(found.reasons.iter().any(|reason| reason.contains("30 % of the words")), "{found:?}");
+        assert!(
+            found.reasons.iter().any(|reason| reason.contains("30 % of the words")),
+            "{found:?}"
+        );
     }
 
     #[test]

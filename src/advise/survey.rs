@@ -46,9 +46,13 @@ pub struct Question<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// The forward pass over so many texts.
-    Vectors { n_texts: usize },
+    Vectors {
+        n_texts: usize,
+    },
     /// So many pairs of a layer's vectors and a task.
-    Probes { n_points: usize },
+    Probes {
+        n_points: usize,
+    },
     Costs,
 }
 
@@ -156,8 +160,7 @@ pub fn survey(
     let texts = TextProfile::new(&corpus.train, question.tokenizer)?;
     let examples = probed(corpus);
     observer.begin(Stage::Vectors { n_texts: examples.len() });
-    let vectors =
-        layer_vectors(session, corpus, &corpus.train, &examples, |n| observer.done(n))?;
+    let vectors = layer_vectors(session, corpus, &corpus.train, &examples, |n| observer.done(n))?;
     let labels = TaskLabels::of(corpus, &corpus.train, &examples);
     let n_points = n_points(&vectors, labels.len());
     observer.begin(Stage::Probes { n_points });
@@ -249,9 +252,8 @@ fn probed(corpus: &Corpus) -> Vec<usize> {
 /// The batch of an epoch whose number of tokens is the median.
 fn typical_batch(corpus: &Corpus, train: &TrainOptions) -> Result<Batch> {
     let mut batches: Vec<Vec<usize>> = train.epoch(corpus, 0)?.into_iter().flatten().collect();
-    let n_tokens = |rows: &Vec<usize>| -> usize {
-        rows.iter().map(|row| corpus.train.length(*row)).sum()
-    };
+    let n_tokens =
+        |rows: &Vec<usize>| -> usize { rows.iter().map(|row| corpus.train.length(*row)).sum() };
     batches.sort_by_key(n_tokens);
     let middle = batches.get(batches.len() / 2);
     Ok(corpus.pack(&corpus.train, middle.map_or(&[], Vec::as_slice)))

@@ -148,9 +148,8 @@ mod tests {
 
         let mut sum = pad(&vectors[..cols], cols);
         pulp::Arch::new().dispatch(Add(&mut sum, rows_at(&matrix, stride, 0)));
-        let expected: Vec<f64> = (0..cols)
-            .map(|col| vectors[col] + 2.0 * rows[col] - 3.0 * rows[cols + col])
-            .collect();
+        let expected: Vec<f64> =
+            (0..cols).map(|col| vectors[col] + 2.0 * rows[col] - 3.0 * rows[cols + col]).collect();
         assert_eq!(unpad(&sum, cols), expected);
     }
 }

@@ -257,7 +257,9 @@ mod tests {
 
     #[test]
     fn a_probe_that_did_not_converge_says_so() {
-        let probe = Probe::fit_within(&FEATURES, &LABELS, 3, None, Limits { max_iterations: 1, ..LIMITS }).unwrap();
+        let probe =
+            Probe::fit_within(&FEATURES, &LABELS, 3, None, Limits { max_iterations: 1, ..LIMITS })
+                .unwrap();
         assert!(!probe.is_converged && probe.n_iterations == 1, "{probe:?}");
     }
 

@@ -275,7 +275,10 @@ fn classes(model: &ModelAdvice, task: &TaskAdvice) -> Titled {
         n => format!("; {n} that are told better are left out"),
     };
     Titled {
-        title: format!("Labels of {}, those that the frozen encoder tells worst first", task.curve.task),
+        title: format!(
+            "Labels of {}, those that the frozen encoder tells worst first",
+            task.curve.task
+        ),
         note: format!("behind the last layer, {} pooling{more}", model.probe_pooling().name()),
         cells: Cells::of(
             &["label", "rows", "recall", "precision", "F1", "mistaken for"],
@@ -303,9 +306,7 @@ fn costs(model: &ModelAdvice) -> Titled {
     let row = |cost: &DepthCost| {
         let is_chosen = model.recommendation.freeze.as_deref() == Some(cost.freeze.as_str());
         let cache = cost.cache.as_ref();
-        let of_cache = |show: fn(&CacheCost) -> String| {
-            cache.map_or("-".to_owned(), show)
-        };
+        let of_cache = |show: fn(&CacheCost) -> String| cache.map_or("-".to_owned(), show);
         let mut cells = vec![
             format!("{}{}", if is_chosen { "> " } else { "" }, cost.freeze),
             grouped(cost.trainable_parameters),
@@ -337,8 +338,13 @@ fn costs(model: &ModelAdvice) -> Titled {
 
 /// What was measured of each depth.
 fn sweep(sweep: &SweepOutcome) -> Titled {
-    let tasks: Vec<&str> =
-        sweep.trials.iter().take(1).flat_map(|trial| &trial.tasks).map(|t| t.task.as_str()).collect();
+    let tasks: Vec<&str> = sweep
+        .trials
+        .iter()
+        .take(1)
+        .flat_map(|trial| &trial.tasks)
+        .map(|t| t.task.as_str())
+        .collect();
     let mut header =
         vec!["freeze".to_owned(), "trainings".to_owned(), "steps".to_owned(), sweep.metric.clone()];
     header.extend(tasks.iter().map(|task| format!("accuracy\n{task}")));
@@ -462,9 +468,7 @@ pub fn comparison(models: &[ModelAdvice]) -> Option<Titled> {
     let row = |model: &ModelAdvice| {
         let chosen = model.recommendation.freeze.as_deref();
         let cost = model.costs.iter().find(|cost| Some(cost.freeze.as_str()) == chosen);
-        let of_cost = |show: &dyn Fn(&DepthCost) -> String| {
-            cost.map_or("-".to_owned(), show)
-        };
+        let of_cost = |show: &dyn Fn(&DepthCost) -> String| cost.map_or("-".to_owned(), show);
         let mut cells = vec![
             model.model.clone(),
             grouped(model.n_values),
@@ -475,7 +479,9 @@ pub fn comparison(models: &[ModelAdvice]) -> Option<Titled> {
         for task in &model.tasks {
             let point = task.curve.point(model.n_layers, model.probe_pooling());
             cells.extend([
-                point.map_or("-".to_owned(), |p| format!("{:.3} ±{:.3}", p.accuracy, p.standard_error)),
+                point.map_or("-".to_owned(), |p| {
+                    format!("{:.3} ±{:.3}", p.accuracy, p.standard_error)
+                }),
                 point.and_then(|p| p.logme).map_or("-".to_owned(), |value| format!("{value:.3}")),
             ]);
         }

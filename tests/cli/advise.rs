@@ -23,7 +23,10 @@ fn everything_is_said_about_every_task_and_depth() {
     let model = &document["models"][0];
     assert_eq!(freezes(&model["costs"]), ["backbone", "lower:2", "lower:1", "none"]);
     for cost in list(&model["costs"]) {
-        assert!(number(&cost["run_seconds"]) > 0.0 && number(&cost["step_seconds"]) > 0.0, "{cost}");
+        assert!(
+            number(&cost["run_seconds"]) > 0.0 && number(&cost["step_seconds"]) > 0.0,
+            "{cost}"
+        );
         assert_eq!(cost["cache"].is_null(), cost["freeze"] == "none", "{cost}");
     }
     assert_eq!(model["costs"][3]["flops_share"], 1.0);
@@ -42,7 +45,11 @@ fn everything_is_said_about_every_task_and_depth() {
     assert!(freezes(&model["costs"]).contains(&freeze), "{recommendation}");
     assert_eq!(model["advised"], freeze);
     assert!(model["sweep"].is_null());
-    assert!(list(&recommendation["doubts"]).iter().any(|doubt| doubt.as_str().unwrap().contains("--prove")));
+    assert!(
+        list(&recommendation["doubts"])
+            .iter()
+            .any(|doubt| doubt.as_str().unwrap().contains("--prove"))
+    );
 }
 
 #[test]
@@ -156,8 +163,7 @@ fn little_and_odd_data_has_an_answer() {
         ("other languages", table(24, foreign)),
     ] {
         workspace.write("rows.tsv", &rows);
-        let document =
-            workspace.json(&format!("{ADVISE} --task task=rows.tsv --holdout 0 --json"));
+        let document = workspace.json(&format!("{ADVISE} --task task=rows.tsv --holdout 0 --json"));
         let model = &document["models"][0];
         let recommendation = &model["recommendation"];
         assert!(recommendation["freeze"].is_string(), "{name}: {recommendation}");

@@ -7,10 +7,11 @@ use indicatif::{HumanDuration, ProgressBar};
 use super::Args;
 use crate::advise::candidates::candidates;
 use crate::advise::figures::duration;
+use crate::advise::halving::Search;
 use crate::advise::revise::{agreement, revise};
 use crate::advise::survey::{ModelAdvice, Question};
 use crate::advise::sweep::{
-    Search, Subject, Sweep, SweepObserver, SweepOptions, SweepProgress, UpcomingTrial,
+    Subject, Sweep, SweepObserver, SweepOptions, SweepProgress, UpcomingTrial,
 };
 use crate::advise::verdict::Trial;
 use crate::cache::CacheOptions;

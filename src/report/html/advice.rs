@@ -59,7 +59,10 @@ pub fn advice_page(advice: &Advice) -> String {
 fn table(titled: &Titled) -> String {
     let Titled { title, note, cells } = titled;
     let (title, note) = (escaped(title), escaped(note));
-    format!("<h3>{title}</h3>\n<p class=\"note\">{note}</p>\n<div class=\"wide\">{}</div>\n", cells.html())
+    format!(
+        "<h3>{title}</h3>\n<p class=\"note\">{note}</p>\n<div class=\"wide\">{}</div>\n",
+        cells.html()
+    )
 }
 
 fn summary(advice: &Advice) -> String {
@@ -144,9 +147,16 @@ fn proof(model: &ModelAdvice, sweep: &SweepOutcome) -> Option<String> {
         if is_advised {
             name += " (recommended)";
         }
-        let title = format!("{name}: {}, {score:.3} in {} trainings", duration(seconds), longest.len());
+        let title =
+            format!("{name}: {}, {score:.3} in {} trainings", duration(seconds), longest.len());
         // Colours: the recommendation, full length, short.
-        let class = fill(if is_advised { 1 } else if is_short { 4 } else { 0 });
+        let class = fill(if is_advised {
+            1
+        } else if is_short {
+            4
+        } else {
+            0
+        });
         Some(Point { name, at: [seconds, score], class, title })
     };
     let points: Vec<Point> =
