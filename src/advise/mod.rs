@@ -5,5 +5,6 @@ pub mod candidates;
 pub mod forecast;
 pub mod halving;
 mod opening;
+pub mod progress;
 pub mod sweep;
 pub mod verdict;
