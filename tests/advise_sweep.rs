@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use common::{random_values, tiny_config};
 use frostline::advise::candidates::{Candidate, candidates};
 use frostline::advise::halving::Search;
-use frostline::advise::sweep::{
-    Subject, Sweep, SweepObserver, SweepOptions, SweepOutcome, SweepProgress, UpcomingTrial,
-};
+use frostline::advise::progress::{SweepObserver, SweepProgress, UpcomingTrial};
+use frostline::advise::sweep::{Subject, Sweep, SweepOptions, SweepOutcome};
 use frostline::advise::verdict::Trial;
 use frostline::cache::{CacheOptions, CachePlace, n_bytes};
 use frostline::data::{BatchLimit, Corpus, Dataset, TaskSource, TokenRules};

@@ -68,7 +68,6 @@ struct DepthPrices {
 struct TrialPrices {
     /// By seed: seconds of the steps up to each of the first epoch's, as far as a trial goes.
     steps: Vec<Vec<f64>>,
-    /// By the machine's pace.
     evaluation: f64,
     /// Bytes that are reserved and set for it.
     room_bytes: usize,
@@ -89,7 +88,7 @@ impl TrialPrices {
         let n_epoch = steps.len().max(1) as u64;
         let rest = (n_steps % n_epoch).checked_sub(1).map_or(0.0, |at| steps[at as usize]);
         let steps = (n_steps / n_epoch) as f64 * of_epoch + rest;
-        steps + opening.forward_factor * self.evaluation + opening.seconds(self.room_bytes)
+        steps + self.evaluation + opening.seconds(self.room_bytes)
     }
 }
 
@@ -109,8 +108,13 @@ impl Work {
         })
     }
 
-    /// The trials whose steps are `step` and whose evaluation is `evaluation`.
-    fn prices(&self, step: &Plan, evaluation: &Plan, pace: &Pace) -> TrialPrices {
+    /// The trials whose steps are `step`, with `below` in front of it, and whose evaluation is `evaluation`.
+    fn prices(
+        &self,
+        (below, step): (Option<&Plan>, &Plan),
+        evaluation: &Plan,
+        (pace, opening): (&Pace, &Opening),
+    ) -> TrialPrices {
         let parts = accumulate(step);
         let part = |at: usize, n: usize| match at {
             _ if n == 1 => step,
@@ -118,9 +122,14 @@ impl Work {
             _ if at + 1 < n => &parts.next,
             _ => &parts.last,
         };
+        let forward =
+            |plan: &Plan, counts: &Counts| opening.forward_factor * pace.seconds(plan, counts);
         let seconds = |batches: &Vec<Counts>| -> f64 {
-            let all = batches.iter().enumerate();
-            all.map(|(at, counts)| pace.seconds(part(at, batches.len()), counts)).sum()
+            let of = |(at, counts): (usize, &Counts)| {
+                let below = below.map_or(0.0, |below| forward(below, counts));
+                below + pace.seconds(part(at, batches.len()), counts)
+            };
+            batches.iter().enumerate().map(of).sum()
         };
         let sums = |steps: &Vec<Vec<Counts>>| {
             let sum = |sum: &mut f64, batches| {
@@ -131,7 +140,7 @@ impl Work {
         };
         TrialPrices {
             steps: self.steps.iter().map(sums).collect(),
-            evaluation: self.evaluation.iter().map(|counts| pace.seconds(evaluation, counts)).sum(),
+            evaluation: self.evaluation.iter().map(|counts| forward(evaluation, counts)).sum(),
             room_bytes: room_bytes(&Layout::new(step)),
         }
     }
@@ -191,21 +200,33 @@ impl Prices {
         let plain = StepOptions::plain(Evaluator::capacity(&corpus.eval), step.compute);
         let evaluation = compile(network, &FreezeMask::all(network.params.len()), &plain);
         let work = Work::of(corpus, options, n_steps)?;
+        let opening = Opening::measure(subject, options)?;
         let depths = subject.candidates.iter().map(|candidate| {
             let mask = &candidate.mask;
             let prefix = prefix_of(network, mask, &step);
-            let cached = prefix.and_then(|prefix| {
-                let evaluation = compile_cached_forward(network, prefix.above, &plain)?;
-                Some(work.prices(&compile_cached(network, mask, &step)?, &evaluation, pace))
+            let prices = |steps: (Option<&Plan>, &Plan), evaluation: &Plan| {
+                work.prices(steps, evaluation, (pace, &opening))
+            };
+            let whole = compile(network, mask, &step);
+            let cut = prefix.and_then(|prefix| {
+                let (below, _) = compile_prefixes(network, &[prefix.above], &step)?;
+                let above = compile_cached(network, mask, &step)?;
+                Some((below, above, compile_cached_forward(network, prefix.above, &plain)?))
             });
-            let plain = work.prices(&compile(network, mask, &step), &evaluation, pace);
-            DepthPrices { prefix, cached, plain }
+            DepthPrices {
+                prefix,
+                cached: cut.as_ref().map(|(_, above, cut)| prices((None, above), cut)),
+                plain: TrialPrices {
+                    room_bytes: room_bytes(&Layout::new(&whole)),
+                    // What is frozen keeps nothing and drops nothing, and is so much faster.
+                    ..match &cut {
+                        Some((below, above, _)) => prices((Some(below), above), &evaluation),
+                        None => prices((None, &whole), &evaluation),
+                    }
+                },
+            }
         });
-        Ok(Self {
-            depths: depths.collect(),
-            fill: FillPrices::of(subject, step),
-            opening: Opening::measure(subject, options)?,
-        })
+        Ok(Self { depths: depths.collect(), fill: FillPrices::of(subject, step), opening })
     }
 
     /// What a cache of a depth would hold.
@@ -231,7 +252,7 @@ impl Prices {
         let first = rungs.first();
         let wanted = self.wanted(&first, uses);
         let passes = shelf.passes(subject.corpus, &wanted);
-        let low: f64 = passes.iter().map(|pass| self.fill_pass(pass)).sum();
+        let low = passes.iter().fold(0.0, |sum, pass| sum + self.fill_pass(pass));
         if passes.len() < 2 {
             return [low; 2];
         }

@@ -13,6 +13,7 @@ pub mod heads;
 pub mod layers;
 pub mod noise;
 mod opening;
+pub mod progress;
 pub mod recommend;
 pub mod revise;
 pub mod rows;

@@ -11,7 +11,7 @@ use crate::batch::Batch;
 use crate::freeze::FreezeMask;
 use crate::plan::{Counts, Layout, StepOptions};
 use crate::session::{Session, Step};
-use crate::train::{Evaluator, LogLine, Observer, Start, TrainOptions, step_options, train};
+use crate::train::{Evaluator, Observer, Start, TrainOptions, step_options, train};
 
 /// What is measured once for all trials.
 #[derive(Clone, Copy, Debug)]
@@ -114,10 +114,4 @@ fn timed(session: &mut Session, step: &Step, batch: &Batch) -> Result<f64> {
 /// Nobody is told of a training of no steps.
 struct Nobody;
 
-impl Observer for Nobody {
-    fn step(&mut self, _line: &LogLine, _n_tokens: usize, _n_steps: u64) {}
-
-    fn evaluation(&mut self, _line: &LogLine) {}
-
-    fn freeze(&mut self, _line: &LogLine) {}
-}
+impl Observer for Nobody {}

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::candidates::Candidate;
 use super::forecast::{Forecast, Prices};
 use super::halving::{Planned, Rungs, Scored, Search};
+use super::progress::{Steps, SweepObserver, UpcomingTrial};
 use super::verdict::{TaskScore, Trial, Verdict, standard_error, verdict};
 use crate::cache::{CacheOptions, CachePlace, Shelf};
 use crate::data::Corpus;
@@ -17,10 +18,7 @@ use crate::measure::Pace;
 use crate::model::Network;
 use crate::plan::prefix::Prefix;
 use crate::session::{Engine, Session};
-use crate::train::{
-    Epochs, LogLine, Metric, Observer, Snapshot, Start, TrainOptions, Warmup, check, step_options,
-    train,
-};
+use crate::train::{Epochs, Metric, Start, TrainOptions, Warmup, check, step_options, train};
 use crate::{Error, Result};
 
 /// The values of a network, in table order, for a seed.
@@ -75,52 +73,6 @@ impl SweepOptions {
     }
 }
 
-/// Where a sweep is.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct SweepProgress {
-    /// Steps of this trial that are done, and all of them.
-    pub step: u64,
-    pub n_steps: u64,
-    /// What all that is done should have taken, as predicted.
-    pub done_seconds: f64,
-    /// What all that is left should take, the lowest and the highest.
-    pub left_seconds: [f64; 2],
-}
-
-/// Told of what happens while a sweep goes on. Whatever it refuses ends the sweep.
-pub trait SweepObserver {
-    /// While caches are filled, of examples done of all.
-    ///
-    /// # Errors
-    /// What ends the sweep; so for all that follows.
-    fn fill(&mut self, n_done: usize, n_examples: usize) -> Result<()>;
-    /// Before a trial's session is opened.
-    ///
-    /// # Errors
-    /// As [`SweepObserver::fill`].
-    fn begin(&mut self, trial: &UpcomingTrial) -> Result<()>;
-    /// After every step.
-    ///
-    /// # Errors
-    /// As [`SweepObserver::fill`].
-    fn step(&mut self, progress: &SweepProgress) -> Result<()>;
-    /// After a trial's evaluation.
-    ///
-    /// # Errors
-    /// As [`SweepObserver::fill`].
-    fn end(&mut self, trial: &Trial) -> Result<()>;
-}
-
-/// A trial that begins.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct UpcomingTrial {
-    pub rung: usize,
-    pub freeze: String,
-    pub seed: u64,
-    pub n_steps: u64,
-    pub predicted_seconds: f64,
-}
-
 /// What a sweep gave.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SweepOutcome {
@@ -151,6 +103,8 @@ pub struct Sweep<'a> {
     prices: Prices,
     /// By depth, whether its frozen part is read from a cache.
     uses: Vec<bool>,
+    /// Empty, with as much room as the forecast counts on.
+    shelf: Shelf,
     forecast: Forecast,
 }
 
@@ -193,7 +147,7 @@ impl<'a> Sweep<'a> {
                 (uses, forecast) = (none, without);
             }
         }
-        Ok(Self { subject, options, rungs, prices, uses, forecast })
+        Ok(Self { subject, options, rungs, prices, uses, shelf, forecast })
     }
 
     /// What it should take.
@@ -209,7 +163,7 @@ impl<'a> Sweep<'a> {
     pub fn run(&self, observer: &mut dyn SweepObserver) -> Result<SweepOutcome> {
         let mut run = Run {
             sweep: self,
-            shelf: Shelf::new(&self.options.cache, self.subject.engine.device),
+            shelf: self.shelf.clone(),
             trials: Vec::new(),
             fill_seconds: 0.0,
             done_seconds: 0.0,
@@ -424,34 +378,5 @@ impl Run<'_> {
         depths.sort_unstable();
         depths.dedup();
         sweep.rungs.seconds_behind(rung, &depths, &seconds).map(|behind| of_rung + behind)
-    }
-}
-
-/// Tells an observer of a trial's steps.
-struct Steps<'a> {
-    n_steps: u64,
-    done_seconds: f64,
-    trial_seconds: f64,
-    behind: [f64; 2],
-    observer: &'a mut dyn SweepObserver,
-}
-
-impl Observer for Steps<'_> {
-    fn step(&mut self, _line: &LogLine, _n_tokens: usize, _n_steps: u64) {}
-
-    fn evaluation(&mut self, _line: &LogLine) {}
-
-    fn freeze(&mut self, _line: &LogLine) {}
-
-    fn between_steps(&mut self, snapshot: Snapshot) -> Result<()> {
-        let (step, n_steps) = (snapshot.progress.n_steps, self.n_steps);
-        let share = step as f64 / n_steps as f64;
-        let done = share * self.trial_seconds;
-        self.observer.step(&SweepProgress {
-            step,
-            n_steps,
-            done_seconds: self.done_seconds + done,
-            left_seconds: self.behind.map(|behind| behind + self.trial_seconds - done),
-        })
     }
 }

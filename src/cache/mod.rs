@@ -51,6 +51,7 @@ pub struct CacheOptions {
 }
 
 /// Rows of a filled cache, by example of the corpus that it was filled from.
+#[derive(Clone)]
 pub struct PrefixCache {
     prefix: Prefix,
     rows: PrefixRows,
@@ -58,6 +59,7 @@ pub struct PrefixCache {
 }
 
 /// The first row of each example: those to train on, and behind them those to evaluate on.
+#[derive(Clone)]
 struct Starts {
     train: Vec<usize>,
     eval: Vec<usize>,

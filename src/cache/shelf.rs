@@ -18,6 +18,7 @@ use crate::{Error, Result};
 /// is needed, again with as many as there is room for, and takes the place of what was there: filling again costs a
 /// forward pass, which is known beforehand, where a cache that outgrows its memory costs nobody knows what. With files
 /// ([`CachePlace::Disk`]) room is needed while they are written alone.
+#[derive(Clone)]
 pub struct Shelf {
     options: CacheOptions,
     device: Device,
@@ -65,8 +66,8 @@ impl Shelf {
         while !rest.is_empty() {
             let chosen = chosen(rest.iter().map(|(_, n_bytes)| *n_bytes), self.budget_bytes);
             passes.push(chosen.iter().map(|at| rest[*at].0).collect());
-            let mut at = 0..;
-            rest.retain(|_| at.next().is_none_or(|at| !chosen.contains(&at)));
+            let left = rest.into_iter().enumerate().filter(|(at, _)| !chosen.contains(at));
+            rest = left.map(|(_, prefix)| prefix).collect();
         }
         passes
     }

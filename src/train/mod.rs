@@ -181,9 +181,9 @@ pub struct Snapshot<'a> {
 /// Told of what happens while training goes on.
 pub trait Observer {
     /// After every step; `n_tokens` is the batch's.
-    fn step(&mut self, line: &LogLine, n_tokens: usize, n_steps: u64);
+    fn step(&mut self, _line: &LogLine, _n_tokens: usize, _n_steps: u64) {}
     /// After every evaluation.
-    fn evaluation(&mut self, line: &LogLine);
+    fn evaluation(&mut self, _line: &LogLine) {}
     /// For every line that the log gets.
     ///
     /// # Errors
@@ -192,7 +192,7 @@ pub trait Observer {
         Ok(())
     }
     /// When a schedule freezes something else.
-    fn freeze(&mut self, line: &LogLine);
+    fn freeze(&mut self, _line: &LogLine) {}
     /// After every step and what followed from it.
     ///
     /// # Errors

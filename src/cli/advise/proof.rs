@@ -8,11 +8,10 @@ use super::Args;
 use crate::advise::candidates::candidates;
 use crate::advise::figures::duration;
 use crate::advise::halving::Search;
+use crate::advise::progress::{SweepObserver, SweepProgress, UpcomingTrial};
 use crate::advise::revise::{agreement, revise};
 use crate::advise::survey::{ModelAdvice, Question};
-use crate::advise::sweep::{
-    Subject, Sweep, SweepObserver, SweepOptions, SweepProgress, UpcomingTrial,
-};
+use crate::advise::sweep::{Subject, Sweep, SweepOptions};
 use crate::advise::verdict::Trial;
 use crate::cache::CacheOptions;
 use crate::cli::progress;
