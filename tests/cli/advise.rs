@@ -131,13 +131,14 @@ fn label(at: usize) -> String {
 #[test]
 fn data_that_nothing_can_be_said_of_is_refused() {
     let workspace = Workspace::new();
-    for (rows, words) in [
-        (table(20, |at| (format!("the phone {at}"), "good".into())), ["good", "only class"]),
-        (table(20, |at| ("the phone".into(), label(at))), ["task", "same text"]),
-        (table(8, |at| (format!("the phone {at}"), label(at))), ["8", "10"]),
+    for (rows, exit_status, words) in [
+        (table(20, |at| (format!("the phone {at}"), "good".into())), 1, ["good", "only class"]),
+        (table(20, |at| ("the phone".into(), label(at))), 2, ["task", "same text"]),
+        (table(8, |at| (format!("the phone {at}"), label(at))), 2, ["8", "10"]),
     ] {
         workspace.write("rows.tsv", &rows);
-        workspace.refused(&format!("{ADVISE} --task task=rows.tsv --holdout 0"), 2, &words);
+        let arguments = format!("{ADVISE} --task task=rows.tsv --holdout 0");
+        workspace.refused(&arguments, exit_status, &words);
     }
     workspace.write("rows.tsv", &table(20, |at| (format!("the phone {at}"), label(at))));
     let no_test_rows = format!("{ADVISE} --task task=rows.tsv --holdout 0 --prove");
