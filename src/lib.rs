@@ -111,6 +111,9 @@ pub mod tensor;
 pub mod train;
 
 #[doc = include_str!("../docs/which_freeze.md")]
-pub mod guide {}
+pub mod guide {
+    #[doc = include_str!("../docs/advise.md")]
+    pub mod advice {}
+}
 
 pub use error::{Error, Result};

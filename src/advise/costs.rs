@@ -4,14 +4,15 @@ use serde::Serialize;
 
 use super::candidates::Candidate;
 use crate::Result;
-use crate::data::{BatchLimit, Corpus, Split};
+use crate::cache::{fill_batches, n_bytes};
+use crate::data::{Corpus, Split};
 use crate::freeze::FreezeMask;
 use crate::measure::Pace;
 use crate::model::Network;
-use crate::plan::prefix::{compile_cached, compile_prefixes, prefix_of};
+use crate::plan::prefix::{compile_cached, compile_cached_forward, compile_prefixes, prefix_of};
 use crate::plan::{Counts, Layout, Plan, StepOptions, compile};
 use crate::tensor::DType;
-use crate::train::{Epochs, TrainOptions, largest_batch, step_options};
+use crate::train::{Epochs, Evaluator, TrainOptions, step_options};
 
 /// What a run may take.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -63,31 +64,26 @@ struct Workload {
     epoch: Vec<Counts>,
     /// Of one evaluation.
     eval: Vec<Counts>,
-    /// Of filling a cache.
+    /// Of filling a cache: training and evaluation rows.
     fill: Vec<Counts>,
     n_epochs: f64,
     n_evals: f64,
 }
 
-/// Sequences of a batch of a forward pass alone.
-const FORWARD: BatchLimit = BatchLimit::Sequences(64);
-
 impl Workload {
     fn of(corpus: &Corpus, options: &TrainOptions) -> Result<Self> {
         let epochs = Epochs::new(options, corpus)?;
         let n_epochs = epochs.after(epochs.n_steps());
-        let batches = options.epoch(corpus, 0)?.into_iter().flatten();
-        let epoch = batches.map(|rows| Counts::of(&corpus.pack(&corpus.train, &rows))).collect();
-        let forward = |split: &Split| -> Result<Vec<Counts>> {
-            let mut rows: Vec<usize> = (0..split.len()).collect();
-            rows.sort_by_key(|row| split.length(*row));
-            let batches = corpus.cut(split, rows, FORWARD)?.into_iter();
-            Ok(batches.map(|rows| Counts::of(&corpus.pack(split, &rows))).collect())
+        let counts = |split: &Split, batches: Vec<Vec<usize>>| -> Vec<Counts> {
+            batches.iter().map(|rows| Counts::of(&corpus.pack(split, rows))).collect()
         };
+        let batches = options.epoch(corpus, 0)?.into_iter().flatten();
+        let rows = (0..corpus.eval.len()).collect();
+        let fill = [&corpus.train, &corpus.eval].map(|split| counts(split, fill_batches(split, 1)));
         Ok(Self {
-            epoch,
-            eval: forward(&corpus.eval)?,
-            fill: forward(&corpus.train)?,
+            epoch: counts(&corpus.train, batches.collect()),
+            eval: counts(&corpus.eval, Evaluator::batches(corpus, &corpus.eval, rows)?),
+            fill: fill.concat(),
             n_epochs,
             // After every epoch, and at the end.
             n_evals: n_epochs.ceil(),
@@ -132,28 +128,30 @@ fn cost(
     let n_batches = workload.epoch.len() as f64;
     let plan = compile(network, &candidate.mask, step);
     let epoch_seconds = seconds(&plan, &workload.epoch);
-    let forward = |split| StepOptions::plain(largest_batch(split, FORWARD), options.compute);
+    let forward = StepOptions::plain(Evaluator::capacity(&corpus.eval), options.compute);
     let everything = FreezeMask::all(network.params.len());
-    let eval = compile(network, &everything, &forward(&corpus.eval));
+    let eval = compile(network, &everything, &forward);
     let eval_seconds = workload.n_evals * seconds(&eval, &workload.eval);
     let mut run_seconds = workload.n_epochs * epoch_seconds + eval_seconds;
     let cache = prefix_of(network, &candidate.mask, step).and_then(|prefix| {
-        let n_rows = prefix.rows.count(corpus.train.n_tokens(), corpus.train.len());
-        let bytes = (n_rows * prefix.cols * size_of::<f32>()) as u64;
+        let bytes = n_bytes(corpus, &prefix);
         let cached = compile_cached(network, &candidate.mask, step)?;
-        let (fill, _) = compile_prefixes(network, &[prefix.above], &forward(&corpus.train))?;
-        let cached_seconds = seconds(&cached, &workload.epoch);
+        let (fill, _) = compile_prefixes(network, &[prefix.above], &forward)?;
+        let eval = compile_cached_forward(network, prefix.above, &forward)?;
         let cost = CacheCost {
             bytes,
             fill_seconds: seconds(&fill, &workload.fill),
-            step_seconds: cached_seconds / n_batches,
+            step_seconds: seconds(&cached, &workload.epoch) / n_batches,
         };
-        (bytes <= options.cache_limit_bytes).then_some(cost)
+        let epochs = workload.n_epochs * n_batches * cost.step_seconds;
+        let evals = workload.n_evals * seconds(&eval, &workload.eval);
+        let cached_run = cost.fill_seconds + epochs + evals;
+        (bytes <= options.cache_limit_bytes).then_some((cost, cached_run))
     });
-    if let Some(cache) = &cache {
-        let epochs = workload.n_epochs * n_batches * cache.step_seconds;
-        run_seconds = run_seconds.min(cache.fill_seconds + epochs + eval_seconds);
-    }
+    let cache = cache.map(|(cost, cached_run)| {
+        run_seconds = run_seconds.min(cached_run);
+        cost
+    });
     let memory_bytes = Layout::new(&plan).memory.total() as u64;
     let Limits { seconds: most_seconds, memory_bytes: most_bytes } = options.limits;
     DepthCost {

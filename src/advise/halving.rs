@@ -6,13 +6,14 @@
 //! | rung | depths | seeds | steps |
 //! |---|---|---|---|
 //! | 0 | all | the first | a sixth |
-//! | 1 | the best third, two at least | the first | all |
-//! | 2 | the best of these | the others | all |
+//! | 1 | a third, two at least: the best, and the most frozen of those that are near it | the first | all |
+//! | 2 | the most frozen of these that cannot be told from the best | the others | all |
 //!
-//! Two things are unlike the paper's. A trial of rung 0 is a training of its own, whose rate decays to its own end, and
+//! Three things are unlike the paper's. A trial of rung 0 is a training of its own, whose rate decays to its own end, and
 //! not the beginning of a longer one: a training that is stopped while its rate is high says little about one that is
-//! brought to its end. And no fewer than two depths are trained at full length, since a winner without anybody beside
-//! it has won nothing: which of two depths is better at full length is what is to be proven.
+//! brought to its end. No fewer than two depths are trained at full length, since a winner without anybody beside it has
+//! won nothing. And what is looked for is not the best score, of which the next seed makes another depth's, but the most
+//! frozen depth that is as good: of depths that are within the error of so many rows the cheaper goes on.
 
 /// Which trials are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
@@ -20,7 +21,7 @@
 pub enum Search {
     /// Every depth with every seed, at full length.
     Full,
-    /// Every depth for a sixth of the steps, the best third at full length, the best of these with all seeds.
+    /// Every depth for a sixth of the steps, a third at full length, one of these with all seeds.
     Halving,
 }
 
@@ -52,7 +53,7 @@ pub struct Rungs {
     pub n_seeds: usize,
     /// Steps of a trial at full length.
     pub n_steps: u64,
-    /// A depth that is trained at full length too if it is within one standard error of the last that would be.
+    /// A depth that goes before others that are near the best: the one that is to be proven.
     pub keep: Option<usize>,
 }
 
@@ -97,8 +98,9 @@ impl Rungs {
         match (self.search, rung) {
             (Search::Halving, 0) => self.at_full_length(survivors(scored, self.keep)),
             (Search::Halving, 1) => {
-                let best = by_score(scored).into_iter().next();
-                best.map_or_else(Vec::new, |best| self.with_other_seeds(best.depth).collect())
+                let alike = by_score(scored).first().map(|best| like(best, scored));
+                let cheapest = alike.into_iter().flatten().next();
+                cheapest.map_or_else(Vec::new, |one| self.with_other_seeds(one.depth).collect())
             }
             _ => Vec::new(),
         }
@@ -115,22 +117,19 @@ impl Rungs {
             self.with_other_seeds(depth).map(|trial| seconds(&trial)).sum()
         };
         let once = |depth: usize| -> f64 { self.at_full_length([depth]).iter().map(seconds).sum() };
-        let sorted = |of: &dyn Fn(usize) -> f64, left_out: Option<usize>| {
-            let depths = depths.iter().filter(|depth| Some(**depth) != left_out);
-            let mut all: Vec<f64> = depths.map(|depth| of(*depth)).collect();
+        let sorted = |of: &dyn Fn(usize) -> f64| {
+            let mut all: Vec<f64> = depths.iter().map(|depth| of(*depth)).collect();
             all.sort_by(f64::total_cmp);
             all
         };
-        let last = sorted(&others, None);
+        let last = sorted(&others);
         let ends = |all: &[f64]| [all.first(), all.last()].map(|end| end.copied().unwrap_or(0.0));
         match (self.search, rung) {
             (Search::Halving, 0) => {
-                let n = n_survivors(depths.len());
-                let low: f64 = sorted(&once, None).iter().take(n).sum();
-                let dearest: f64 = sorted(&once, self.keep).iter().rev().take(n).sum();
-                let kept = self.keep.filter(|keep| depths.contains(keep)).map_or(0.0, once);
+                let (n, once) = (n_survivors(depths.len()), sorted(&once));
                 let [least, most] = ends(&last);
-                [low + least, dearest + kept + most]
+                let dearest: f64 = once.iter().rev().take(n).sum();
+                [once.iter().take(n).sum::<f64>() + least, dearest + most]
             }
             (Search::Halving, 1) => ends(&last),
             _ => [0.0; 2],
@@ -159,19 +158,29 @@ fn by_score(scored: &[Scored]) -> Vec<Scored> {
     sorted
 }
 
-/// The depths that go on, the most frozen first.
+/// The depths that go on, the most frozen first: the best, those near it, and if need be the next best.
 fn survivors(scored: &[Scored], keep: Option<usize>) -> Vec<usize> {
     let sorted = by_score(scored);
-    let (on, out) = sorted.split_at(n_survivors(sorted.len()));
-    let mut depths: Vec<usize> = on.iter().map(|one| one.depth).collect();
-    let kept = out.iter().find(|one| Some(one.depth) == keep);
-    if let (Some(kept), Some(last)) = (kept, on.last())
-        && kept.score >= last.score - last.standard_error
-    {
-        depths.push(kept.depth);
+    let Some(best) = sorted.first() else { return Vec::new() };
+    let mut near: Vec<Scored> = like(best, scored).collect();
+    near.sort_by_key(|one| (Some(one.depth) != keep, one.depth));
+    let mut depths: Vec<usize> = Vec::new();
+    for one in [*best].iter().chain(&near).chain(&sorted) {
+        if depths.len() < n_survivors(sorted.len()) && !depths.contains(&one.depth) {
+            depths.push(one.depth);
+        }
     }
     depths.sort_unstable();
     depths
+}
+
+/// Those whose score is below the best by less than the standard error of a difference, in their order; the best is one
+/// of them.
+fn like<'a>(best: &Scored, scored: &'a [Scored]) -> impl Iterator<Item = Scored> + 'a {
+    let best = *best;
+    let is_like_it =
+        move |one: &&Scored| best.score - one.score < best.standard_error.hypot(one.standard_error);
+    scored.iter().filter(is_like_it).copied()
 }
 
 #[cfg(test)]
@@ -203,16 +212,19 @@ mod tests {
     }
 
     #[test]
-    fn halving_drops_two_thirds_and_repeats_the_best() {
+    fn halving_drops_two_thirds_and_repeats_one() {
         let rungs = rungs(Search::Halving, 7, 3, 300);
         let first = rungs.first();
         assert_eq!(first.len(), 7);
         assert!(first.iter().all(|one| (one.rung, one.seed, one.n_steps) == (0, 0, 50)));
         let second = rungs.next(0, &scored(&[0.5, 0.7, 0.6, 0.8, 0.1, 0.2, 0.3]));
         assert_eq!(shown(&second), [(1, 0, 300), (3, 0, 300)]);
-        let third = rungs.next(1, &[scored(&[0.5, 0.7])[1], scored(&[0.5, 0.7, 0.6, 0.8])[3]]);
+        let pair = |score| [scored(&[0.5, score])[1], scored(&[0.5, 0.7, 0.6, 0.8])[3]];
+        let third = rungs.next(1, &pair(0.7));
         assert_eq!(shown(&third), [(3, 1, 300), (3, 2, 300)]);
         assert!(third.iter().all(|trial| trial.rung == 2));
+        // The error of a difference is 0.028.
+        assert_eq!(shown(&rungs.next(1, &pair(0.78))), [(1, 1, 300), (1, 2, 300)]);
         assert!(rungs.next(2, &scored(&[0.8])).is_empty());
     }
 
@@ -227,14 +239,18 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_depth_needs_to_be_near() {
-        let kept = |score| {
-            let rungs = Rungs { keep: Some(0), ..rungs(Search::Halving, 4, 1, 300) };
-            shown(&rungs.next(0, &scored(&[score, 0.7, 0.8, 0.75])))
+    fn the_cheap_and_near_go_on() {
+        let on = |scores: &[f64], keep| {
+            let rungs = Rungs { keep, ..rungs(Search::Halving, scores.len(), 1, 300) };
+            let trials = rungs.next(0, &scored(scores));
+            trials.iter().map(|trial| trial.depth).collect::<Vec<_>>()
         };
-        assert_eq!(kept(0.74), [(0, 0, 300), (2, 0, 300), (3, 0, 300)]);
-        assert_eq!(kept(0.72), [(2, 0, 300), (3, 0, 300)], "the error is 0.02");
-        assert_eq!(kept(0.9), [(0, 0, 300), (2, 0, 300)], "in any case");
+        // The error of a difference is 0.028.
+        assert_eq!(on(&[0.7, 0.78, 0.79, 0.8], None), [1, 3]);
+        assert_eq!(on(&[0.7, 0.78, 0.79, 0.8], Some(2)), [2, 3]);
+        assert_eq!(on(&[0.7, 0.78, 0.79, 0.8], Some(0)), [1, 3], "too far to be kept");
+        assert_eq!(on(&[0.7, 0.6, 0.75, 0.8], None), [2, 3], "nothing is near: the next best");
+        assert_eq!(on(&[0.8, 0.79, 0.78, 0.7], Some(0)), [0, 1]);
     }
 
     #[test]
@@ -260,9 +276,5 @@ mod tests {
         assert_eq!(rungs.seconds_behind(0, &all, &seconds), [5.0, 15.0]);
         assert_eq!(rungs.seconds_behind(1, &[1, 2], &seconds), [4.0, 6.0]);
         assert_eq!(rungs.seconds_behind(2, &[1], &seconds), [0.0, 0.0]);
-        for (keep, most) in [(0, 16.0), (3, 4.0 + 3.0 + 2.0 + 8.0)] {
-            let kept = Rungs { keep: Some(keep), ..rungs };
-            assert_eq!(kept.seconds_behind(0, &all, &seconds), [5.0, most]);
-        }
     }
 }

@@ -49,8 +49,7 @@ pub struct SweepOptions {
     pub metric: Metric,
     /// [`CachePlace::Auto`] caches where that should be faster.
     pub cache: CacheOptions,
-    /// The freeze of a candidate that is trained at full length if it is within one standard error of the last that
-    /// would be: the one that is to be proven.
+    /// The freeze of a candidate that goes before others that are near the best: the one that is to be proven.
     pub keep: Option<String>,
 }
 
