@@ -9,6 +9,7 @@ use crate::Result;
 use crate::backend::{StepState, Timing};
 use crate::batch::Batch;
 use crate::freeze::FreezeMask;
+use crate::measure::stats::median;
 use crate::plan::{Counts, Layout, StepOptions};
 use crate::session::{Session, Step};
 use crate::train::{Evaluator, Observer, Start, TrainOptions, step_options, train};
@@ -26,7 +27,7 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    /// Opens trials of the depths that train least and most, takes two steps in each, and evaluates two batches.
+    /// Opens trials of the depths that train least and most, takes two steps in each, and evaluates a batch a few times.
     ///
     /// # Errors
     /// What ends a training before its first step, a device that lacks the memory or fails.
@@ -50,6 +51,9 @@ impl Opening {
         self.base_seconds + self.seconds_per_byte * room_bytes as f64
     }
 }
+
+/// Evaluated batches that are timed, after one that is not.
+const N_FORWARD: usize = 3;
 
 /// What a step needs beside the weights.
 pub(super) fn room_bytes(layout: &Layout) -> usize {
@@ -100,8 +104,9 @@ fn forward_factor(subject: &Subject, session: &mut Session) -> Result<f64> {
     let options = StepOptions::plain(Evaluator::capacity(&corpus.eval), session.compute());
     let step = session.compile(&mask, &options)?;
     timed(session, &step, &batch)?;
-    let seconds = timed(session, &step, &batch)?;
-    Ok(seconds / subject.pace.seconds(step.plan(), &Counts::of(&batch)))
+    let seconds: Vec<f64> =
+        (0..N_FORWARD).map(|_| timed(session, &step, &batch)).collect::<Result<_>>()?;
+    Ok(median(&seconds)? / subject.pace.seconds(step.plan(), &Counts::of(&batch)))
 }
 
 /// Seconds of a step that learns nothing.
