@@ -82,9 +82,8 @@ mod tests {
         assert_eq!(figures(&found[1]), (1, Some(1.0), Some(0.25), Some(0.4)));
         assert_eq!(figures(&found[2]), (3, Some(0.0), None, Some(0.0)));
         assert_eq!(figures(&found[3]), (0, None, Some(0.0), Some(0.0)));
-        let mistake = |label: &str, n_rows, share| {
-            Some(Mistake { label: label.to_owned(), n_rows, share })
-        };
+        let mistake =
+            |label: &str, n_rows, share| Some(Mistake { label: label.to_owned(), n_rows, share });
         // The first of equals.
         assert_eq!(found[0].mistaken_for, mistake("b", 1, 0.25));
         assert_eq!(found[1].mistaken_for, None);
