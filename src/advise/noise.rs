@@ -87,3 +87,39 @@ impl LabelNoise {
         Self { n_rows: classes.len(), share, suspects }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Thresholds are 0.59375 for label 0 and 0.71875 for label 1.
+    #[test]
+    fn counted_by_hand() {
+        #[rustfmt::skip]
+        let probabilities = [
+            0.875, 0.125, 0.0,  0.75, 0.25, 0.0,  0.125, 0.875, 0.0,  0.625, 0.375, 0.0,
+            0.375, 0.625, 0.0,  0.25, 0.75, 0.0,  0.5, 0.5, 0.0,  0.0, 1.0, 0.0,
+        ];
+        let classes = [0, 0, 0, 0, 1, 1, 1, 1];
+        let noise = LabelNoise::of(&probabilities, &classes, 3);
+        // Of label 0 three are confident of 0 and one of 1; of label 1 two of 1, and two of nothing.
+        let expected = Suspect {
+            row: 2,
+            given: 0,
+            suggested: 1,
+            probability_given: 0.125,
+            probability_suggested: 0.875,
+        };
+        assert_eq!(noise, LabelNoise { n_rows: 8, share: 0.125, suspects: vec![expected] });
+    }
+
+    #[test]
+    fn no_rows_and_no_confidence() {
+        let none = LabelNoise::of(&[], &[], 2);
+        assert_eq!(none, LabelNoise { n_rows: 0, share: 0.0, suspects: Vec::new() });
+        // Label 2 has no row: nothing is confident of it, however probable.
+        let noise = LabelNoise::of(&[0.1, 0.2, 0.7, 0.2, 0.1, 0.7], &[0, 1], 3);
+        // Row 0: 0.1 and 0.2 against 0.1 and 0.1.
+        assert_eq!(noise.suspects.iter().map(|s| s.suggested).collect::<Vec<_>>(), [1, 0]);
+    }
+}

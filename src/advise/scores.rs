@@ -20,6 +20,9 @@ pub enum NoScore {
     Constant,
     #[error("all rows have the same label")]
     OneLabel,
+    /// Two rows, of which no shrinkage can be told.
+    #[error("the covariance of the features has no inverse")]
+    Singular,
     /// Eigenvalues that the search did not find, a result beyond the range of numbers.
     #[error("the features are out of range")]
     OutOfRange,
@@ -261,7 +264,49 @@ impl Covariance {
         let shrinkage = if noise == 0.0 { 0.0 } else { (noise / distance).min(1.0) };
         covariance *= 1.0 - shrinkage;
         (0..cols).for_each(|at| covariance[(at, at)] += shrinkage * variance);
-        let factor = Cholesky::new(covariance).ok_or(NoScore::OutOfRange)?;
+        let factor = Cholesky::new(covariance).ok_or(NoScore::Singular)?;
         Ok(Self { mean, shrinkage, factor })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::philox::normal;
+
+    #[test]
+    fn scores_that_cannot_be_say_why() {
+        let of = |features: &[f32], classes: &[usize]| {
+            let scores = Scores::of(features, 2);
+            (scores.logme(classes).err(), scores.h_score(classes).err())
+        };
+        let both = |problem| (Some(problem), Some(problem));
+        assert_eq!(of(&[], &[]), both(NoScore::Empty));
+        assert_eq!(of(&[1.0, f32::NAN, 2.0, 3.0], &[0, 1]), both(NoScore::NotFinite));
+        assert_eq!(of(&[1.0, 0.5, 2.0, 3.0, 5.0, 1.0], &[1, 1, 1]), both(NoScore::OneLabel));
+        assert_eq!(of(&[1.0, 0.5, 2.0, 3.0], &[0, 1]), (None, Some(NoScore::Singular)));
+        assert_eq!(of(&[0.0; 4], &[0, 1]), (Some(NoScore::AllZero), Some(NoScore::Constant)));
+        // Features that do not vary still have a length.
+        assert_eq!(of(&[3.0; 4], &[0, 1]), (None, Some(NoScore::Constant)));
+    }
+
+    /// Of any scale, with columns that do not vary or repeat others, of more columns than rows, and of a label with
+    /// one row.
+    #[test]
+    fn scores_of_odd_features_are_finite() {
+        for (n, cols) in [(10, 4), (10, 10), (10, 40), (3, 2), (3, 5)] {
+            for scale in [1e-30, 1.0, 1e15] {
+                let mut features = normal(1, 1, n * cols, scale);
+                for row in features.chunks_exact_mut(cols) {
+                    row[0] = scale;
+                    row[cols - 1] = row[1];
+                }
+                let scores = Scores::of(&features, cols);
+                let classes: Vec<usize> = (0..n).map(|row| usize::from(row == 0)).collect();
+                let figures = [scores.logme(&classes).unwrap(), scores.h_score(&classes).unwrap()];
+                assert!(figures.iter().all(|figure| figure.is_finite()), "{n} {cols} {figures:?}");
+                assert!((-1e-9..=1.0 + 1e-9).contains(&figures[1]), "{n} {cols} {figures:?}");
+            }
+        }
     }
 }

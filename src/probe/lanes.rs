@@ -50,7 +50,12 @@ pub(super) fn dots<S: Simd, const R: usize>(
             sums[row] = simd.mul_add_f64s(rows[row][at], vector[at], sums[row]);
         }
     }
-    sums.map(|sum| simd.reduce_sum_f64s(sum))
+    // A loop: closures are compiled for the oldest CPU.
+    let mut products = [0.0; R];
+    for row in 0..R {
+        products[row] = simd.reduce_sum_f64s(sums[row]);
+    }
+    products
 }
 
 /// Adds padded rows times their factors to a padded vector.
@@ -65,9 +70,12 @@ pub(super) fn add_rows<S: Simd, const R: usize>(
     let rows = rows.map(|row| &S::as_simd_f64s(row).0[..sum.len()]);
     let factors = factors.map(|factor| simd.splat_f64s(factor));
     for at in 0..sum.len() {
+        // Of its own: it stays in a register.
+        let mut own = sum[at];
         for row in 0..R {
-            sum[at] = simd.mul_add_f64s(rows[row][at], factors[row], sum[at]);
+            own = simd.mul_add_f64s(rows[row][at], factors[row], own);
         }
+        sum[at] = own;
     }
 }
 

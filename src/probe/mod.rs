@@ -17,8 +17,10 @@ use crate::{Error, Result};
 const MAX_ITERATIONS: usize = 1000;
 /// Of the largest component of the gradient.
 const TOLERANCE: f64 = 1e-5;
-/// The same for a fold of a cross-validation.
-const FOLD_TOLERANCE: f64 = 1e-3;
+/// The same for a fold of a cross-validation, by row that it is fitted on, but no less than the other. On 42 curve
+/// points of real tasks with a ridge of 1, 1e-5 in its place changed three accuracies by one row of 3000, and the
+/// log-likelihood by 4e-5 of itself.
+const FOLD_TOLERANCE: f64 = 5e-7;
 const LIMITS: Limits = Limits { tolerance: TOLERANCE, max_iterations: MAX_ITERATIONS };
 
 /// A fitted probe.
@@ -53,7 +55,8 @@ impl Probe {
     }
 
     /// As [`Probe::fit`], for one of many fits that run side by side: on the calling thread alone, with a
-    /// preconditioner that all fits on most of the same rows share, and to a gradient of 1e-3.
+    /// preconditioner that all fits on most of the same rows share and the ridge that it is for (scikit-learn's 1 / C),
+    /// and to a gradient of 5e-7 a row.
     ///
     /// # Errors
     /// As [`Probe::fit`].
@@ -66,7 +69,8 @@ impl Probe {
         n_labels: usize,
         preconditioner: &Preconditioner,
     ) -> Result<Self> {
-        let limits = Limits { tolerance: FOLD_TOLERANCE, ..LIMITS };
+        let tolerance = (FOLD_TOLERANCE * labels.len() as f64).max(TOLERANCE);
+        let limits = Limits { tolerance, ..LIMITS };
         Self::fit_within(features, labels, n_labels, Some(preconditioner), limits)
     }
 
@@ -92,10 +96,11 @@ impl Probe {
         let scaled = scaling.apply(features);
         let classes = labels.iter().map(|label| present.partition_point(|p| p < label)).collect();
         let in_parallel = preconditioner.is_none();
-        let objective = Objective::new(&scaled, cols, classes, present.len(), in_parallel);
+        let ridge = preconditioner.map_or(1.0, |preconditioner| preconditioner.ridge);
+        let objective = Objective::new(&scaled, cols, classes, present.len(), ridge, in_parallel);
         let own = match preconditioner {
             Some(_) => None,
-            None => Some(Preconditioner::of_scaled(&scaled, cols)),
+            None => Some(Preconditioner::of_scaled(&scaled, cols, ridge)),
         };
         drop(scaled);
         let preconditioner = preconditioner.or(own.as_ref());
@@ -269,6 +274,35 @@ mod tests {
         let rows = [0.5, f32::NAN, 2.0, 0.5, 1.0, 2.0, f32::INFINITY, 1.0, 2.0];
         assert_eq!(probe.predict(&rows), [None, Some(1), None]);
         assert_eq!(probe.predict(&[]), []);
+    }
+
+    /// Labels without rows have none, broken rows have no probabilities at all.
+    #[test]
+    fn probabilities_of_labels() {
+        let labels = LABELS.map(|label| 2 * label);
+        let probe = Probe::fit(&FEATURES, &labels, 5).unwrap();
+        let found = probe.log_probabilities(&FEATURES);
+        let predicted = probe.predict(&FEATURES);
+        for (row, predicted) in found.chunks(5).zip(predicted) {
+            assert!(row[1] == f64::NEG_INFINITY && row[3] == f64::NEG_INFINITY);
+            assert!((row.iter().map(|x| x.exp()).sum::<f64>() - 1.0).abs() <= 1e-14, "{row:?}");
+            let highest = (0..5).max_by(|a, b| row[*a].total_cmp(&row[*b]));
+            assert_eq!(highest, predicted);
+        }
+        let squares: f64 = probe.weights.chunks(4).flat_map(|row| &row[..3]).map(|w| w * w).sum();
+        let likelihood: f64 = found.chunks(5).zip(labels).map(|(row, label)| -row[label]).sum();
+        assert!((likelihood + 0.5 * squares - probe.loss).abs() <= 1e-12, "{likelihood}");
+        assert!(probe.log_probabilities(&[0.5, f32::NAN, 2.0]).iter().all(|x| x.is_nan()));
+    }
+
+    /// The same optimum, up to the tolerance.
+    #[test]
+    fn a_fold_with_a_ridge_of_one_is_the_probe() {
+        let probe = Probe::fit(&FEATURES, &LABELS, 3).unwrap();
+        let preconditioner = Preconditioner::of(&FEATURES, 3, 1.0);
+        let fold = Probe::fit_fold(&FEATURES, &LABELS, 3, &preconditioner).unwrap();
+        assert!(fold.is_converged);
+        assert_near(&fold.weights, &probe.weights);
     }
 
     #[test]

@@ -48,7 +48,8 @@ impl Scaling {
     }
 }
 
-/// `Σ_n -log softmax(W x_n + b)[y_n] + ½ ‖W‖²`, as scikit-learn's LogisticRegression with C = 1 and several labels.
+/// `Σ_n -log softmax(W x_n + b)[y_n] + ½ ridge ‖W‖²`, as scikit-learn's LogisticRegression with C = 1 / ridge and
+/// several labels.
 pub(super) struct Objective {
     /// `[N, D + 1]`, padded: scaled, and a 1 for the intercept behind them.
     rows: Vec<f64>,
@@ -57,6 +58,7 @@ pub(super) struct Objective {
     n_classes: usize,
     /// D + 1, the parameters of a class: its row of W, and its intercept behind it.
     stride: usize,
+    ridge: f64,
     /// Whether all threads take part in a sum, or the calling one makes it.
     in_parallel: bool,
 }
@@ -68,9 +70,17 @@ impl Objective {
         cols: usize,
         classes: Vec<usize>,
         n_classes: usize,
+        ridge: f64,
         in_parallel: bool,
     ) -> Self {
-        Self { rows: with_ones(features, cols), classes, n_classes, stride: cols + 1, in_parallel }
+        Self {
+            rows: with_ones(features, cols),
+            classes,
+            n_classes,
+            stride: cols + 1,
+            ridge,
+            in_parallel,
+        }
     }
 
     /// Parameters in all.
@@ -103,8 +113,8 @@ impl Objective {
         let rows = point.chunks(self.stride).zip(gradient.chunks_mut(self.stride));
         for (weights, gradient) in rows {
             let weights = &weights[..self.stride - 1];
-            value += 0.5 * dot(weights, weights);
-            gradient.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += weight);
+            value += 0.5 * self.ridge * dot(weights, weights);
+            gradient.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += self.ridge * weight);
         }
         (value, gradient)
     }
@@ -178,7 +188,7 @@ fn block<S: Simd, const R: usize>(
     value
 }
 
-/// A guess of the inverse Hessian: the inverse of `c XᵀX + I`, the same for every class.
+/// A guess of the inverse Hessian: the inverse of `c XᵀX + ridge`, the same for every class.
 ///
 /// Were all labels equally probable on all rows, the Hessian would be `XᵀX` times a constant and the ridge, on all
 /// that a gradient may be (its sum over classes is 0); Böhning ("Multinomial logistic regression algorithm", 1992)
@@ -189,6 +199,7 @@ pub struct Preconditioner {
     inverse: Vec<f64>,
     /// D + 1.
     stride: usize,
+    pub(super) ridge: f64,
 }
 
 /// c: mean products `p (1 - p)` of probabilities lie about there. Any between 0.02 and 0.25 takes nearly the same
@@ -196,16 +207,19 @@ pub struct Preconditioner {
 const SPREAD: f64 = 0.1;
 
 impl Preconditioner {
-    /// For fits on these rows, `[N, D]`, or on most of them.
-    pub fn of(features: &[f32], cols: usize) -> Self {
-        Self::of_scaled(&Scaling::of(features, cols).apply(features), cols)
+    /// For fits with a ridge above 0 on these rows, `[N, D]`, or on most of them.
+    ///
+    /// # Panics
+    /// For rows that are not finite, or a ridge that is not above 0.
+    pub fn of(features: &[f32], cols: usize, ridge: f64) -> Self {
+        Self::of_scaled(&Scaling::of(features, cols).apply(features), cols, ridge)
     }
 
-    pub(super) fn of_scaled(features: &[f64], cols: usize) -> Self {
+    pub(super) fn of_scaled(features: &[f64], cols: usize, ridge: f64) -> Self {
         let n = features.len() / cols;
         let mut hessian = SPREAD * gram(features, cols);
-        (0..cols).for_each(|at| hessian[(at, at)] += 1.0);
-        let inverse = Cholesky::new(hessian).expect("at least the identity: positive").inverse();
+        (0..cols).for_each(|at| hessian[(at, at)] += ridge);
+        let inverse = Cholesky::new(hessian).expect("at least the ridge: positive").inverse();
         let stride = cols + 1;
         let mut rows = vec![0.0; stride * stride];
         for (to, column) in rows.chunks_exact_mut(stride).zip(inverse.column_iter()) {
@@ -213,7 +227,7 @@ impl Preconditioner {
         }
         // Centred columns have no product with the intercept's ones.
         rows[stride * stride - 1] = 1.0 / (SPREAD * n as f64);
-        Self { inverse: pad(&rows, stride), stride }
+        Self { inverse: pad(&rows, stride), stride, ridge }
     }
 
     /// Its product with a gradient `[n_classes, D + 1]`.
@@ -251,7 +265,7 @@ mod tests {
         let (n, cols, n_classes) = (2 * PIECE + 5, 4, 3);
         let features: Vec<f64> = normal(1, 0, n * cols, 1.0).into_iter().map(f64::from).collect();
         let classes = (0..n).map(|row| row * row % n_classes).collect();
-        let objective = Objective::new(&features, cols, classes, n_classes, true);
+        let objective = Objective::new(&features, cols, classes, n_classes, 3.0, true);
         let point: Vec<f64> =
             normal(2, 0, n_classes * (cols + 1), 1.0).into_iter().map(f64::from).collect();
         let (_, gradient) = objective.at(&point);
@@ -274,12 +288,12 @@ mod tests {
         let (n, cols) = (9, 3);
         let features = normal(5, 0, n * cols, 2.0);
         let scaled = Scaling::of(&features, cols).apply(&features);
-        let found = Preconditioner::of(&features, cols).apply(&[1.0, -2.0, 0.5, 3.0]);
+        let found = Preconditioner::of(&features, cols, 2.0).apply(&[1.0, -2.0, 0.5, 3.0]);
         let hessian = SPREAD * gram(&scaled, cols);
         for row in 0..cols {
             let product: f64 = (0..cols).map(|col| hessian[(row, col)] * found[col]).sum();
             let expected = [1.0, -2.0, 0.5][row];
-            assert!((product + found[row] - expected).abs() <= 1e-12, "{found:?}");
+            assert!((product + 2.0 * found[row] - expected).abs() <= 1e-12, "{found:?}");
         }
         assert!((found[3] - 3.0 / (SPREAD * n as f64)).abs() <= 1e-12, "{found:?}");
     }
@@ -291,7 +305,7 @@ mod tests {
         let point: Vec<f64> =
             normal(4, 0, 4 * (cols + 1), 1.0).into_iter().map(f64::from).collect();
         let classes: Vec<usize> = (0..n).map(|row| row % 4).collect();
-        let mut objective = Objective::new(&features, cols, classes, 4, true);
+        let mut objective = Objective::new(&features, cols, classes, 4, 1.0, true);
         let bits = |(value, gradient): (f64, Vec<f64>)| {
             let bits: Vec<u64> = gradient.into_iter().map(f64::to_bits).collect();
             (value.to_bits(), bits)
