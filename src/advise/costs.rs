@@ -28,6 +28,8 @@ pub struct DepthCost {
     pub freeze: String,
     pub n_frozen_layers: usize,
     pub trainable_parameters: usize,
+    /// Trained values for each training row.
+    pub parameters_per_row: f64,
     /// Planned FLOPs of a step, the mean over an epoch, as a share of those of a step that trains everything.
     pub flops_share: f64,
     /// Predicted time of a step, the mean over an epoch.
@@ -158,6 +160,7 @@ fn cost(
         freeze: candidate.freeze.clone(),
         n_frozen_layers: candidate.n_frozen_layers,
         trainable_parameters: plan.n_trained_values(),
+        parameters_per_row: plan.n_trained_values() as f64 / corpus.train.len() as f64,
         flops_share: flops(&plan, &workload.epoch),
         step_seconds: epoch_seconds / n_batches,
         cache,

@@ -57,18 +57,21 @@ pub fn head_advice(
         [&before, &after].map(|plan| Layout::new(plan).memory.total() as u64);
     let saved_flops_share = 1.0 - flops_after / flops_before;
     let (name, other_name) = (&good.task, &other.task);
+    let saved = match 100.0 * saved_flops_share {
+        percent if percent < 0.01 => "less than 0.01 %".to_owned(),
+        percent => format!("{percent:.2} %"),
+    };
     let first = match good.has_head {
         true => String::new(),
         false => " once it is trained".to_owned(),
     };
     let text = format!(
         "{name} does better than {other_name} ({} and {}). Its head may be frozen{first} ({with_head}) where its weights \
-         must not change while its loss still trains the encoder. That saves {:.3} % of a step's FLOPs, next to \
+         must not change while its loss still trains the encoder. That saves {saved} of a step's FLOPs, next to \
          nothing, and keeps the head's bytes, not its results: those move with the encoder below it. To keep results too, \
          train {other_name}'s head alone (backbone+head:{name}).",
         share(good.accuracy),
         share(other.accuracy),
-        100.0 * saved_flops_share,
     );
     Ok(Some(HeadAdvice {
         task: name.clone(),
@@ -96,6 +99,7 @@ mod tests {
             standard_error: 0.01,
             majority: 0.4,
             flattens_at: 6,
+            better_pooling: None,
             has_head: false,
             is_converged: true,
         }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::candidates::HEADS_ALONE;
 use super::costs::DepthCost;
 use super::figures::{duration, megabytes, percent, points, share};
+use crate::model::Pooling;
 
 /// Of the errors of a probe on the frozen encoder, the share that training everything wins back, as it was on the data
 /// sets of the guide.
@@ -39,6 +40,8 @@ pub struct TaskSignal {
     pub majority: f64,
     /// The lowest layer from which the probe is as good as behind the best.
     pub flattens_at: usize,
+    /// The other pooling and its accuracy, where a probe of that is better by more than two standard errors.
+    pub better_pooling: Option<(Pooling, f64)>,
     /// Whether the model has a head for it already.
     pub has_head: bool,
     /// Whether every probe found its optimum.
@@ -265,6 +268,15 @@ fn doubts(signals: &Signals, chosen: Option<&DepthCost>) -> Vec<String> {
                 share(*majority)
             ));
         }
+        if let Some((pooling, other)) = task.better_pooling {
+            doubts.push(format!(
+                "{name}: {} pooling tells more of the frozen encoder ({} against {}): try --pooling {}",
+                pooling.name(),
+                share(other),
+                share(*accuracy),
+                pooling.name()
+            ));
+        }
         if !task.is_converged {
             doubts.push(format!("{name}: a probe's search was given up before its optimum"));
         }
@@ -335,6 +347,7 @@ mod tests {
             },
             n_frozen_layers: n,
             trainable_parameters: 1000 * (7 - n),
+            parameters_per_row: (7 - n) as f64 / 3.0,
             flops_share: 1.0 - n as f64 / 9.0,
             step_seconds: 0.1,
             cache: (n > 0).then_some(CacheCost { bytes: 1, fill_seconds: 1.0, step_seconds: 0.1 }),
@@ -353,6 +366,7 @@ mod tests {
             standard_error: 0.01,
             majority: 0.4,
             flattens_at: 6,
+            better_pooling: None,
             has_head: false,
             is_converged: true,
         }
@@ -426,6 +440,13 @@ mod tests {
         assert_eq!((found.confidence, &found.schedule), (Confidence::Low, &None));
         assert!(found.doubts[0].contains("no better than the commonest"), "{found:?}");
         assert!(found.doubts.last().unwrap().contains("--prove"));
+    }
+
+    #[test]
+    fn a_better_pooling_is_told() {
+        let better = TaskSignal { better_pooling: Some((Pooling::Cls, 0.9)), ..task("topic", 0.8) };
+        let found = advice(&[better], PLAIN, |_| true);
+        assert!(found.doubts[0].contains("(0.900 against 0.800): try --pooling cls"), "{found:?}");
     }
 
     #[test]

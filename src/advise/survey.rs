@@ -191,6 +191,7 @@ pub fn survey(
             standard_error: last.standard_error,
             majority: curve.majority,
             flattens_at: flat.layer,
+            better_pooling: better_pooling(&curve, last),
             has_head: question.has_head[at],
             is_converged: curve.points_of(pooling).all(|point| point.converged),
         });
@@ -233,6 +234,16 @@ pub fn survey(
         agreement: Vec::new(),
         seconds: begun.elapsed().as_secs_f64(),
     })
+}
+
+/// The other pooling and its accuracy, where a probe on it is better than `point` by more than two standard errors.
+fn better_pooling(curve: &TaskCurve, point: &LayerPoint) -> Option<(Pooling, f64)> {
+    let other = match point.pooling {
+        Pooling::Mean => Pooling::Cls,
+        Pooling::Cls | Pooling::Pooler => Pooling::Mean,
+    };
+    let accuracy = curve.point(point.layer, other)?.accuracy;
+    (accuracy > point.accuracy + 2.0 * point.standard_error).then_some((other, accuracy))
 }
 
 /// The training rows that probes see: of every task at most so many, from all of its rows.

@@ -9,7 +9,7 @@ use crate::advise::costs::{CacheCost, DepthCost};
 use crate::advise::figures::{duration, megabytes};
 use crate::advise::revise::Agreement;
 use crate::advise::separability::ClassSeparability;
-use crate::advise::survey::{ModelAdvice, TaskAdvice};
+use crate::advise::survey::{ModelAdvice, SuspectText, TaskAdvice};
 use crate::advise::sweep::SweepOutcome;
 use crate::advise::verdict::{DepthSummary, Trial};
 use crate::advise::words::Fragmentation;
@@ -97,6 +97,7 @@ pub fn tables(model: &ModelAdvice) -> Vec<Titled> {
     for task in &model.tasks {
         tables.push(layers(model, task));
         tables.push(classes(model, task));
+        tables.extend(suspects(task));
     }
     tables.push(costs(model));
     tables.extend(model.sweep.as_ref().map(sweep));
@@ -287,10 +288,41 @@ fn classes(model: &ModelAdvice, task: &TaskAdvice) -> Titled {
     }
 }
 
+/// Texts whose labels the probe does not believe; None where it believes all.
+fn suspects(task: &TaskAdvice) -> Option<Titled> {
+    let row = |suspect: &SuspectText| {
+        vec![
+            shortened(&suspect.text),
+            suspect.given.clone(),
+            format!("{:.2}", suspect.probability_given),
+            suspect.suggested.clone(),
+            format!("{:.2}", suspect.probability_suggested),
+        ]
+    };
+    let suspects = &task.noise.suspects;
+    (!suspects.is_empty()).then(|| Titled {
+        title: format!("Labels of {} to look at first", task.curve.task),
+        note: "what a probe that did not see the text gives its label, and another".to_owned(),
+        cells: Cells::of(
+            &["text", "label", "probability", "rather", "probability"],
+            suspects.iter().map(row).collect(),
+        ),
+    })
+}
+
+/// At most 60 characters, so that tables keep their width.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
 fn costs(model: &ModelAdvice) -> Titled {
     let mut header = vec![
         "freeze",
         "trained",
+        "values\na row",
         "FLOPs",
         "ms a step",
         "from\na cache",
@@ -310,6 +342,7 @@ fn costs(model: &ModelAdvice) -> Titled {
         let mut cells = vec![
             format!("{}{}", if is_chosen { "> " } else { "" }, cost.freeze),
             grouped(cost.trainable_parameters),
+            digits(cost.parameters_per_row),
             percent(cost.flops_share),
             digits(1e3 * cost.step_seconds),
             of_cache(|cache| digits(1e3 * cache.step_seconds)),
@@ -487,11 +520,22 @@ pub fn comparison(models: &[ModelAdvice]) -> Option<Titled> {
         }
         cells
     };
+    let logme = |model: &ModelAdvice, task: usize| {
+        model.tasks[task].curve.point(model.n_layers, model.probe_pooling())?.logme
+    };
+    let first = |(at, task): (usize, &TaskAdvice)| {
+        let scored = models.iter().filter_map(|model| Some((&model.model, logme(model, at)?)));
+        let (best, _) = scored.max_by(|a, b| a.1.total_cmp(&b.1))?;
+        Some(format!("{best} for {}", task.curve.task))
+    };
+    let first: Vec<String> = models[0].tasks.iter().enumerate().filter_map(first).collect();
     Some(Titled {
         title: "Models side by side".to_owned(),
-        note: "LogME was made for this choice and agreed with it in most setups that were published; nothing is trained \
-               for it"
-            .to_owned(),
+        note: format!(
+            "LogME, which was made for this choice and in most published setups agreed with what training then gave, puts \
+             first: {}",
+            first.join(", ")
+        ),
         cells: Cells::of(&header, models.iter().map(row).collect()),
     })
 }

@@ -1,8 +1,6 @@
 //! `--prove`: the sweep, and what it makes of the advice.
 
-use std::time::Duration;
-
-use indicatif::{HumanDuration, ProgressBar};
+use indicatif::ProgressBar;
 
 use super::Args;
 use crate::advise::candidates::candidates;
@@ -63,10 +61,10 @@ pub fn prove(
     };
     let sweep = Sweep::plan(subject, options)?;
     let forecast = sweep.forecast();
-    let [least, most] = forecast.seconds.map(duration);
+    let range = range(forecast.seconds);
     let plain = duration(forecast.plain_seconds);
     eprintln!(
-        "the sweep should take {least} to {most}; every depth with every seed and nothing cached, {plain}"
+        "the sweep should take {range}; every depth with every seed and nothing cached, {plain}"
     );
     let mut bar = SweepBar::new(Interrupt::listen()?);
     let outcome = sweep.run(&mut bar)?;
@@ -80,16 +78,26 @@ pub fn prove(
     })
 }
 
+/// The least and the most, where people would tell them apart.
+fn range([least, most]: [f64; 2]) -> String {
+    match (duration(least), duration(most)) {
+        (least, most) if least == most => most,
+        (least, most) => format!("{least} to {most}"),
+    }
+}
+
 /// A sweep as it goes, for people: a bar on a terminal, a line a training everywhere.
 struct SweepBar {
     interrupt: Interrupt,
     bar: Option<ProgressBar>,
     trial: String,
+    /// Of the trainings that are done: as predicted, and as measured.
+    done_seconds: [f64; 2],
 }
 
 impl SweepBar {
     fn new(interrupt: Interrupt) -> Self {
-        Self { interrupt, bar: None, trial: String::new() }
+        Self { interrupt, bar: None, trial: String::new(), done_seconds: [0.0; 2] }
     }
 
     fn finish(&self) {
@@ -131,16 +139,21 @@ impl SweepObserver for SweepBar {
     }
 
     fn step(&mut self, progress: &SweepProgress) -> Result<()> {
-        let SweepProgress { step, n_steps, left_seconds: [least, most], .. } = *progress;
-        let left = |seconds: f64| HumanDuration(Duration::from_secs_f64(seconds.max(0.0)));
+        let SweepProgress { step, n_steps, left_seconds, .. } = *progress;
+        // What has been slower than predicted will be.
+        let [predicted, measured] = self.done_seconds;
+        let factor = if predicted > 0.0 { measured / predicted } else { 1.0 };
+        let left = range(left_seconds.map(|seconds| factor * seconds));
         let bar = self.bar.get_or_insert_with(|| progress::bar(n_steps, ""));
         bar.set_length(n_steps);
         bar.set_position(step);
-        bar.set_message(format!("{} (sweep: {} to {} left)", self.trial, left(least), left(most)));
+        bar.set_message(format!("{} (sweep: {left} left)", self.trial));
         self.check()
     }
 
     fn end(&mut self, trial: &Trial) -> Result<()> {
+        self.done_seconds[0] += trial.predicted_seconds;
+        self.done_seconds[1] += trial.seconds;
         let tasks: Vec<String> = (trial.tasks.iter())
             .filter_map(|task| Some(format!("{} {:.3}", task.task, task.accuracy?)))
             .collect();
