@@ -36,10 +36,13 @@ pub struct DepthCost {
     pub step_seconds: f64,
     /// The frozen part's output in a cache; None where nothing is frozen, or it exceeds the cache's limit.
     pub cache: Option<CacheCost>,
-    /// Predicted time of the whole run, evaluation and the faster of both ways included.
+    /// Predicted time of the whole run, evaluation included: cached where that is faster.
     pub run_seconds: f64,
-    /// Planned peak memory of a step.
+    /// Planned peak memory of a step, or of an evaluation where that is more. A cache lies where there is room and is not
+    /// in it.
     pub memory_bytes: u64,
+    /// The heads' learning rate that the run should have.
+    pub head_learning_rate: f32,
     /// Whether the run stays within the limits.
     pub fits: bool,
 }
@@ -154,7 +157,7 @@ fn cost(
         run_seconds = run_seconds.min(cached_run);
         cost
     });
-    let memory_bytes = Layout::new(&plan).memory.total() as u64;
+    let memory_bytes = peak(&plan).max(peak(&eval));
     let Limits { seconds: most_seconds, memory_bytes: most_bytes } = options.limits;
     DepthCost {
         freeze: candidate.freeze.clone(),
@@ -166,9 +169,32 @@ fn cost(
         cache,
         run_seconds,
         memory_bytes,
+        head_learning_rate: options.train.head_learning_rate * candidate.head_rate_scale,
         fits: most_seconds.is_none_or(|most| run_seconds <= most)
             && most_bytes.is_none_or(|most| memory_bytes <= most),
     }
+}
+
+fn peak(plan: &Plan) -> u64 {
+    Layout::new(plan).memory.total() as u64
+}
+
+/// The least frozen candidate whose step needs no more than the limit, else the most frozen.
+///
+/// # Panics
+/// Without candidates.
+pub(super) fn least_frozen<'a>(
+    network: &Network,
+    corpus: &Corpus,
+    candidates: &'a [Candidate],
+    options: &CostOptions,
+) -> &'a Candidate {
+    let step = step_options(corpus, options.compute, options.train);
+    let fits = |candidate: &&Candidate| {
+        let bytes = peak(&compile(network, &candidate.mask, &step));
+        options.limits.memory_bytes.is_none_or(|most| bytes <= most)
+    };
+    candidates.iter().rev().find(fits).unwrap_or(&candidates[0])
 }
 
 fn flops(plan: &Plan, batches: &[Counts]) -> f64 {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::figures::share;
+use super::figures::percent;
 use super::recommend::TaskSignal;
 use crate::Result;
 use crate::freeze::FreezeSpec;
@@ -26,8 +26,9 @@ pub struct HeadAdvice {
     pub text: String,
 }
 
-/// The advice about the head that does better than another by more than chance; None where there is none, or nothing
-/// is recommended that it could be added to.
+/// The advice about the head that does better than another by more than chance, by how far a probe comes from the
+/// commonest label to no error; None where there is none, where nothing is recommended that it could be added to, and
+/// where the encoder is frozen: heads then have nothing to do with each other.
 ///
 /// # Errors
 /// None that a recommended freeze could cause.
@@ -37,12 +38,13 @@ pub fn head_advice(
     freeze: Option<&str>,
     step: &StepOptions,
 ) -> Result<Option<HeadAdvice>> {
-    let by_accuracy = |a: &&TaskSignal, b: &&TaskSignal| a.accuracy.total_cmp(&b.accuracy);
-    let ends = tasks.iter().max_by(by_accuracy).zip(tasks.iter().min_by(by_accuracy));
+    let by_lift = |a: &&TaskSignal, b: &&TaskSignal| a.lift().0.total_cmp(&b.lift().0);
+    let ends = tasks.iter().max_by(by_lift).zip(tasks.iter().min_by(by_lift));
+    let freeze = freeze.filter(|freeze| *freeze != "backbone");
     let Some(((good, other), freeze)) = ends.zip(freeze) else { return Ok(None) };
+    let ((high, high_error), (low, low_error)) = (good.lift(), other.lift());
     // Two standard errors of a difference.
-    let chance = 2.0 * good.standard_error.hypot(other.standard_error);
-    if good.accuracy - other.accuracy <= chance {
+    if high - low <= 2.0 * high_error.hypot(low_error) {
         return Ok(None);
     }
     let with_head = format!("{freeze}+head:{}", good.task);
@@ -55,33 +57,36 @@ pub fn head_advice(
         [&before, &after].map(|plan| plan.total_cost(&counts).flops as f64);
     let [memory_before, memory_after] =
         [&before, &after].map(|plan| Layout::new(plan).memory.total() as u64);
-    let saved_flops_share = 1.0 - flops_after / flops_before;
-    let (name, other_name) = (&good.task, &other.task);
-    let saved = match 100.0 * saved_flops_share {
+    let mut advice = HeadAdvice {
+        task: good.task.clone(),
+        other: other.task.clone(),
+        freeze: with_head,
+        saved_flops_share: 1.0 - flops_after / flops_before,
+        saved_memory_bytes: memory_before.saturating_sub(memory_after),
+        saved_parameters: before.n_trained_values() - after.n_trained_values(),
+        text: String::new(),
+    };
+    advice.text = text(&advice, good, (high, low));
+    Ok(Some(advice))
+}
+
+fn text(advice: &HeadAdvice, good: &TaskSignal, (high, low): (f64, f64)) -> String {
+    let HeadAdvice { task, other, freeze, saved_parameters, saved_memory_bytes, .. } = advice;
+    let saved = match 100.0 * advice.saved_flops_share {
         percent if percent < 0.01 => "less than 0.01 %".to_owned(),
         percent => format!("{percent:.2} %"),
     };
-    let first = match good.has_head {
-        true => String::new(),
-        false => " once it is trained".to_owned(),
-    };
-    let text = format!(
-        "{name} does better than {other_name} ({} and {}). Its head may be frozen{first} ({with_head}) where its weights \
-         must not change while its loss still trains the encoder. That saves {saved} of a step's FLOPs, next to \
-         nothing, and keeps the head's bytes, not its results: those move with the encoder below it. To keep results too, \
-         train {other_name}'s head alone (backbone+head:{name}).",
-        share(good.accuracy),
-        share(other.accuracy),
-    );
-    Ok(Some(HeadAdvice {
-        task: name.clone(),
-        other: other_name.clone(),
-        freeze: with_head,
-        saved_flops_share,
-        saved_memory_bytes: memory_before.saturating_sub(memory_after),
-        saved_parameters: before.n_trained_values() - after.n_trained_values(),
-        text,
-    }))
+    let first = if good.has_head { "" } else { " once it is trained" };
+    format!(
+        "{task} does better than {other}: a probe comes {} of the way from the commonest label to no error, against {}. Its \
+         head may be frozen{first} ({freeze}) where its weights must not change while its loss still trains the encoder. \
+         That saves {saved} of a step's FLOPs, {saved_parameters} trained values and {} kB, next to nothing, and keeps the \
+         head's bytes, not its results: those move with the encoder below it. To keep results too, freeze what they stand \
+         on (backbone+head:{task}), so that the other heads alone learn.",
+        percent(high),
+        percent(low),
+        saved_memory_bytes / 1000
+    )
 }
 
 #[cfg(test)]
@@ -98,6 +103,8 @@ mod tests {
             accuracy,
             standard_error: 0.01,
             majority: 0.4,
+            irreducible: 0.0,
+            best_accuracy: accuracy,
             flattens_at: 6,
             better_pooling: None,
             has_head: false,
@@ -128,9 +135,10 @@ mod tests {
 
     #[test]
     fn no_advice_by_chance() {
-        // Two standard errors of the difference are 0.028.
+        // Two standard errors of the difference are 0.028, of what lies above the majority as well.
         assert_eq!(advice([0.72, 0.70], Some("lower:3")), None);
         assert!(advice([0.73, 0.70], Some("lower:3")).is_some());
         assert_eq!(advice([0.9, 0.7], None), None);
+        assert_eq!(advice([0.9, 0.7], Some("backbone")), None, "heads do not meet");
     }
 }

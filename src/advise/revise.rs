@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::agreement::spearman;
 use super::candidates::Candidate;
-use super::figures::share;
+use super::costs::DepthCost;
+use super::figures::{duration, points, share};
 use super::layers::{LayerPoint, TaskCurve};
 use super::recommend::{Confidence, Recommendation};
 use super::sweep::SweepOutcome;
@@ -68,55 +69,203 @@ pub fn agreement(
     all
 }
 
-/// The recommendation that a sweep leaves of one that scores made.
-pub fn revise(advised: &Recommendation, sweep: &SweepOutcome) -> Recommendation {
+/// The recommendation that a sweep leaves of one that scores made; `costs` are those of the sweep's depths.
+pub fn revise(
+    advised: &Recommendation,
+    sweep: &SweepOutcome,
+    costs: &[DepthCost],
+) -> Recommendation {
     let verdict = &sweep.verdict;
-    let of = |freeze: &str| verdict.depths.iter().find(|depth| depth.freeze == freeze);
-    let shown = |freeze: &str| of(freeze).map_or(freeze.to_owned(), shown);
     let chosen = &verdict.cheapest;
-    let mut reasons = vec![match chosen == &verdict.winner {
-        true => format!("measured: {} is the best", shown(chosen)),
-        false => format!(
-            "measured: {} cannot be told from the best, {}, and costs less",
-            shown(chosen),
-            shown(&verdict.winner)
-        ),
-    }];
-    reasons.push(match &advised.freeze {
-        Some(freeze) if freeze == chosen => "the scores had recommended the same".to_owned(),
-        Some(freeze) => format!(
-            "the scores had recommended {}: they disagree with the sweep, which wins",
-            shown(freeze)
-        ),
-        None => "the scores had recommended nothing".to_owned(),
-    });
-    reasons.extend(advised.reasons.iter().cloned());
-    let is_about_proof = |doubt: &&String| !doubt.contains("--prove");
-    let mut doubts: Vec<String> = advised.doubts.iter().filter(is_about_proof).cloned().collect();
-    if sweep.seeds.len() < 3 {
-        doubts.push(format!(
-            "{} seeds: what seeds alone change is not well known",
-            sweep.seeds.len()
-        ));
-    }
+    let mut reasons = vec![
+        match chosen == &verdict.winner {
+            true => format!("measured: {} is the best", shown(sweep, chosen)),
+            false => format!(
+                "measured: {} is within one standard error of the best, {}, and costs less",
+                shown(sweep, chosen),
+                shown(sweep, &verdict.winner)
+            ),
+        },
+        scores_beside(advised.freeze.as_deref(), sweep),
+    ];
+    reasons.extend(advised.reasons.iter().map(|reason| format!("scores: {reason}")));
+    let mut doubts = advised.doubts.clone();
+    doubts.extend(doubts_of(sweep));
+    let full = verdict.depths.iter().filter(|depth| depth.n_full > 0 && depth.freeze != *chosen);
+    let alternative = |depth: &DepthSummary| {
+        let seconds = |freeze: &str| mean_seconds(sweep, freeze).map(duration);
+        Some(format!(
+            "{} takes {} a training, {chosen} {}",
+            shown(sweep, &depth.freeze),
+            seconds(&depth.freeze)?,
+            seconds(chosen)?
+        ))
+    };
+    let rate = costs.iter().find(|cost| cost.freeze == *chosen).map(|cost| cost.head_learning_rate);
     Recommendation {
         freeze: Some(chosen.clone()),
         schedule: None,
+        learning_rate: advised.learning_rate,
+        head_learning_rate: rate.unwrap_or(advised.head_learning_rate),
         confidence: Confidence::Measured,
         reasons,
         doubts,
-        ..advised.clone()
+        alternatives: full.filter_map(alternative).collect(),
     }
 }
 
-/// A depth with its score: `lower:3 (0.774 ±0.004 in 3 trainings)`.
-fn shown(depth: &DepthSummary) -> String {
-    let freeze = &depth.freeze;
+/// How what the scores recommended stands beside what was measured.
+fn scores_beside(advised: Option<&str>, sweep: &SweepOutcome) -> String {
+    let verdict = &sweep.verdict;
+    let Some(freeze) = advised else {
+        return "the scores had recommended nothing".to_owned();
+    };
+    let is_near = |freeze: &str| {
+        freeze == verdict.winner || verdict.not_told_apart.iter().any(|other| other == freeze)
+    };
+    match freeze {
+        freeze if freeze == verdict.cheapest => "the scores had recommended the same".to_owned(),
+        freeze if is_near(freeze) => format!(
+            "the scores had recommended {}, which is as good up to one standard error and costs more",
+            shown(sweep, freeze)
+        ),
+        freeze => format!(
+            "the scores had recommended {}: scores and sweep disagree, and the sweep wins",
+            shown(sweep, freeze)
+        ),
+    }
+}
+
+/// What a sweep leaves open.
+fn doubts_of(sweep: &SweepOutcome) -> Vec<String> {
+    let verdict = &sweep.verdict;
+    let mut doubts = Vec::new();
+    let full = || verdict.depths.iter().filter(|depth| depth.n_full > 0);
+    if full().any(|depth| depth.n_full < 3) {
+        doubts.push(
+            "depths with fewer than three seeds are compared: what a seed alone changes may be as much".to_owned(),
+        );
+    }
+    let error = full().find(|depth| depth.freeze == verdict.winner);
+    if let Some(error) = error.and_then(|depth| depth.standard_error).filter(|error| *error > 0.01)
+    {
+        doubts.push(format!(
+            "so few evaluation rows leave a standard error of {} points: differences below that say nothing",
+            points(error)
+        ));
+    }
+    doubts.push(
+        "the evaluation rows have chosen the depth: what they say of it is a little too good"
+            .to_owned(),
+    );
+    doubts
+}
+
+/// Mean seconds of a depth's trainings at full length.
+fn mean_seconds(sweep: &SweepOutcome, freeze: &str) -> Option<f64> {
+    let full = sweep.trials.iter().filter(|t| t.freeze == freeze && t.n_steps == sweep.n_steps);
+    let seconds: Vec<f64> = full.map(|trial| trial.seconds).collect();
+    (!seconds.is_empty()).then(|| seconds.iter().sum::<f64>() / seconds.len() as f64)
+}
+
+/// A depth with its score: `lower:3 (0.774 ±0.004 over 3 seeds)`.
+fn shown(sweep: &SweepOutcome, freeze: &str) -> String {
+    let depth = sweep.verdict.depths.iter().find(|depth| depth.freeze == freeze);
+    let Some(depth) = depth else { return freeze.to_owned() };
     match (depth.mean, depth.sd) {
         (Some(mean), Some(sd)) => {
             format!("{freeze} ({} ±{} over {} seeds)", share(mean), share(sd), depth.n_full)
         }
         (Some(mean), None) => format!("{freeze} ({} with one seed)", share(mean)),
         (None, _) => format!("{freeze} (left behind after a short training)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::advise::forecast::Forecast;
+    use crate::advise::halving::Search;
+    use crate::advise::verdict::{TaskScore, Trial, verdict};
+
+    /// Trials of three depths: freeze, steps and score.
+    fn sweep(trials: &[(&str, u64, f64)]) -> SweepOutcome {
+        let trial = |&(freeze, n_steps, score): &(&str, u64, f64)| Trial {
+            rung: 0,
+            freeze: freeze.to_owned(),
+            seed: 1,
+            n_steps,
+            score,
+            standard_error: 0.01,
+            tasks: vec![TaskScore {
+                task: "topic".to_owned(),
+                accuracy: Some(score),
+                macro_f1: Some(score),
+            }],
+            is_cached: true,
+            predicted_seconds: 1.0,
+            seconds: 2.0,
+        };
+        let trials: Vec<Trial> = trials.iter().map(trial).collect();
+        let freezes = ["backbone", "lower:1", "none"].map(str::to_owned);
+        SweepOutcome {
+            search: Search::Full,
+            metric: "accuracy".to_owned(),
+            seeds: vec![1],
+            n_steps: 60,
+            verdict: verdict(&trials, &freezes, 60).unwrap(),
+            trials,
+            forecast: Forecast {
+                n_steps: 60,
+                n_short_steps: None,
+                seconds: [1.0; 2],
+                fill_seconds: [0.0; 2],
+                plain_seconds: 1.0,
+                depths: Vec::new(),
+            },
+            predicted_trial_seconds: 1.0,
+            trial_seconds: 1.0,
+            fill_seconds: 0.0,
+        }
+    }
+
+    fn advised(freeze: &str) -> Recommendation {
+        Recommendation {
+            freeze: Some(freeze.to_owned()),
+            schedule: Some("0:backbone 1:none".to_owned()),
+            learning_rate: 5e-5,
+            head_learning_rate: 1e-3,
+            confidence: Confidence::Low,
+            reasons: vec!["why".to_owned()],
+            doubts: vec!["but".to_owned()],
+            alternatives: vec!["or".to_owned()],
+        }
+    }
+
+    const TRIALS: [(&str, u64, f64); 3] =
+        [("backbone", 60, 0.7), ("lower:1", 60, 0.79), ("none", 60, 0.8)];
+
+    #[test]
+    fn the_sweep_wins() {
+        let found = revise(&advised("backbone"), &sweep(&TRIALS), &[]);
+        assert_eq!(found.freeze.as_deref(), Some("lower:1"));
+        assert_eq!((found.confidence, found.schedule), (Confidence::Measured, None));
+        assert!(found.reasons[0].contains("lower:1 (0.790 with one seed) is within"), "{found:?}");
+        assert!(found.reasons[1].contains("scores and sweep disagree"), "{found:?}");
+        assert_eq!(found.reasons[2], "scores: why");
+        assert_eq!(found.doubts[0], "but");
+        assert!(found.alternatives.iter().all(|one| one.contains("2.0 s a training")), "{found:?}");
+        assert_eq!(found.alternatives.len(), 2);
+    }
+
+    #[test]
+    fn agreement_is_said_as_it_is() {
+        let reason =
+            |freeze: &str| revise(&advised(freeze), &sweep(&TRIALS), &[]).reasons[1].clone();
+        assert!(reason("lower:1").contains("the same"));
+        assert!(reason("none").contains("as good up to one standard error and costs more"));
+        let short = sweep(&[("backbone", 10, 0.7), TRIALS[1], TRIALS[2]]);
+        let found = revise(&advised("backbone"), &short, &[]);
+        assert!(found.reasons[1].contains("left behind after a short training"), "{found:?}");
     }
 }

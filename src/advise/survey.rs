@@ -4,27 +4,26 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::candidates::candidates;
-use super::costs::{CostOptions, DepthCost, Limits, costs};
+use super::candidates::Candidate;
+use super::costs::{CostOptions, DepthCost, Limits, costs, least_frozen};
 use super::heads::{HeadAdvice, head_advice};
 use super::layers::{LayerPoint, TaskCurve, TaskLabels, n_points, task_curves};
-use super::recommend::{Recommendation, Signals, TaskSignal, WordSignal, expected_loss, recommend};
+use super::recommend::{Recommendation, Signals, TaskSignal, WordSignal, recommend};
 use super::revise::Agreement;
 use super::rows::RowProfile;
+use super::sample::probed_rows;
 use super::separability::ClassSeparability;
 use super::sweep::SweepOutcome;
+use super::votes::expected_loss;
 use super::words::TextProfile;
 use crate::batch::Batch;
-use crate::data::{Corpus, Tokenizer, spread};
+use crate::data::{Corpus, Tokenizer};
 use crate::features::layer_vectors;
 use crate::measure::{Ceilings, Pace};
 use crate::model::{Network, Pooling};
 use crate::session::Session;
 use crate::train::{TrainOptions, step_options};
 use crate::{Error, Result};
-
-/// Rows of a task, at most, that its probes see.
-const PROBE_ROWS: usize = 3000;
 
 /// What is asked about one model.
 pub struct Question<'a> {
@@ -35,6 +34,8 @@ pub struct Question<'a> {
     pub tokenizer: &'a Tokenizer,
     /// By task, whether the model has a head for it.
     pub has_head: Vec<bool>,
+    /// The most frozen first.
+    pub candidates: &'a [Candidate],
     pub train: &'a TrainOptions,
     pub ceilings: Ceilings,
     /// Bytes that a cache may have at most.
@@ -81,6 +82,9 @@ pub struct ModelAdvice {
     pub advised: Option<String>,
     /// What is recommended: by the sweep where there was one.
     pub recommendation: Recommendation,
+    /// By task, in their order.
+    #[serde(skip)]
+    pub signals: Vec<TaskSignal>,
     pub head: Option<HeadAdvice>,
     pub sweep: Option<SweepOutcome>,
     /// How scores and sweep agree; empty without one.
@@ -94,9 +98,9 @@ pub struct ModelAdvice {
 pub struct TaskAdvice {
     pub rows: RowProfile,
     pub curve: TaskCurve,
-    /// Cross-validated accuracy of the probe on what the heads read: behind the last layer.
-    pub accuracy: f64,
-    /// Its labels, by the same probe.
+    /// The share of rows that the probe behind the last layer gets wrong and something better could get right.
+    pub errors: f64,
+    /// The labels, by the same probe.
     pub classes: Vec<ClassSeparability>,
     pub noise: NoiseAdvice,
 }
@@ -134,7 +138,7 @@ impl ModelAdvice {
 impl TaskAdvice {
     /// The expected loss with so many layers frozen, see [`expected_loss`].
     pub fn expected_loss(&self, n_frozen: usize, n_layers: usize) -> f64 {
-        expected_loss(self.accuracy, n_frozen, n_layers)
+        expected_loss(self.errors, n_frozen, n_layers)
     }
 }
 
@@ -158,7 +162,7 @@ pub fn survey(
     let begun = Instant::now();
     let Question { network, corpus, train, .. } = *question;
     let texts = TextProfile::new(&corpus.train, question.tokenizer)?;
-    let examples = probed(corpus);
+    let examples = probed_rows(corpus, train.seed);
     observer.begin(Stage::Vectors { n_texts: examples.len() });
     let vectors = layer_vectors(session, corpus, &corpus.train, &examples, |n| observer.done(n))?;
     let labels = TaskLabels::of(corpus, &corpus.train, &examples);
@@ -167,22 +171,25 @@ pub fn survey(
     let curves = task_curves(&vectors, &labels, train.seed, |n| observer.done(n))?;
     drop(vectors);
     observer.begin(Stage::Costs);
-    let pace = Pace::of(session, &typical_batch(corpus, train)?, question.ceilings)?;
-    let candidates = candidates(network)?;
+    let candidates = &question.candidates;
     let options = CostOptions {
         train,
         compute: session.compute(),
         cache_limit_bytes: question.cache_limit_bytes,
         limits: question.limits,
     };
-    let costs = costs(network, corpus, &candidates, &pace, &options)?;
+    let timed = least_frozen(network, corpus, candidates, &options);
+    let batch = typical_batch(corpus, train)?;
+    let pace = Pace::of(session, &batch, &timed.mask, question.ceilings)?;
+    let costs = costs(network, corpus, candidates, &pace, &options)?;
     let pooling = probe_pooling(network.pooling);
     let (mut tasks, mut signals) = (Vec::new(), Vec::new());
     for (at, curve) in curves.into_iter().enumerate() {
         let rows = RowProfile::new(corpus, at);
         let last = curve.point(network.layers.len(), pooling);
-        let (last, flat) = last
+        let ((last, flat), best) = last
             .zip(curve.flattens_at(pooling))
+            .zip(curve.best(pooling))
             .ok_or_else(|| Error::Run(format!("{}: no probe behind the last layer", rows.task)))?;
         signals.push(TaskSignal {
             task: curve.task.clone(),
@@ -190,13 +197,15 @@ pub fn survey(
             accuracy: last.accuracy,
             standard_error: last.standard_error,
             majority: curve.majority,
+            irreducible: rows.least_wrong_labels as f64 / rows.rows as f64,
+            best_accuracy: best.accuracy,
             flattens_at: flat.layer,
             better_pooling: better_pooling(&curve, last),
             has_head: question.has_head[at],
             is_converged: curve.points_of(pooling).all(|point| point.converged),
         });
         tasks.push(TaskAdvice {
-            accuracy: last.accuracy,
+            errors: signals[at].errors(),
             classes: curve.separability(last),
             noise: noise(corpus, &curve, last, &examples),
             rows,
@@ -209,11 +218,13 @@ pub fn survey(
         words: WordSignal {
             continued: split(texts.fragmentation),
             general_continued: split(Some(texts.reference.fragmentation)),
+            unknown: texts.fragmentation.map_or(0.0, |one| one.unknown_share),
             is_covered: texts.reference_applies,
         },
         costs: &costs,
+        limits: question.limits,
         n_layers: network.layers.len(),
-        hidden_size: network.config.hidden_size,
+        learning_rate: train.learning_rate,
     });
     let freeze = recommendation.freeze.clone();
     let step = step_options(corpus, session.compute(), train);
@@ -230,6 +241,7 @@ pub fn survey(
         head: head_advice(network, &signals, freeze.as_deref(), &step)?,
         advised: freeze,
         recommendation,
+        signals,
         sweep: None,
         agreement: Vec::new(),
         seconds: begun.elapsed().as_secs_f64(),
@@ -244,20 +256,6 @@ fn better_pooling(curve: &TaskCurve, point: &LayerPoint) -> Option<(Pooling, f64
     };
     let accuracy = curve.point(point.layer, other)?.accuracy;
     (accuracy > point.accuracy + 2.0 * point.standard_error).then_some((other, accuracy))
-}
-
-/// The training rows that probes see: of every task at most so many, from all of its rows.
-fn probed(corpus: &Corpus) -> Vec<usize> {
-    let split = &corpus.train;
-    let mut chosen = vec![false; split.len()];
-    for task in 0..corpus.tasks.len() {
-        let labelled: Vec<usize> =
-            (0..split.len()).filter(|row| split.class(*row, task).is_some()).collect();
-        for at in spread(labelled.len(), PROBE_ROWS) {
-            chosen[labelled[at]] = true;
-        }
-    }
-    (0..split.len()).filter(|row| chosen[*row]).collect()
 }
 
 /// The batch of an epoch whose number of tokens is the median.

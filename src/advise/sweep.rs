@@ -206,13 +206,41 @@ impl<'a> Sweep<'a> {
     }
 }
 
-/// Gives the index of the depth that is kept.
-fn check_options(subject: &Subject, options: &SweepOptions) -> Result<Option<usize>> {
-    if subject.corpus.eval.is_empty() {
+/// Checks that a metric can compare depths on the evaluation rows of a corpus.
+///
+/// # Errors
+/// No such rows, none with a label of the metric's task, no such task, a metric that is no share of rows.
+pub fn check_metric(corpus: &Corpus, metric: &Metric) -> Result<()> {
+    if corpus.eval.is_empty() {
         return Err(Error::usage(
             "no rows to compare depths on: give --eval, a `split` column or --holdout",
         ));
     }
+    let name = metric.name();
+    if *metric == Metric::Loss {
+        return Err(Error::usage(
+            "depths are compared by accuracy or macro_f1, whose error on so many rows is known: that of a loss is not",
+        ));
+    }
+    let Some(task) = metric.task() else { return Ok(()) };
+    let Some(at) = corpus.tasks.iter().position(|known| known.name == task) else {
+        let known: Vec<&str> = corpus.tasks.iter().map(|task| task.name.as_str()).collect();
+        return Err(Error::usage(format!(
+            "metric {name}: no task {task}; there are {}",
+            known.join(", ")
+        )));
+    };
+    match (0..corpus.eval.len()).any(|row| corpus.eval.class(row, at).is_some()) {
+        true => Ok(()),
+        false => Err(Error::usage(format!(
+            "metric {name}: none of the evaluation rows has a label of {task}"
+        ))),
+    }
+}
+
+/// Gives the index of the depth that is kept.
+fn check_options(subject: &Subject, options: &SweepOptions) -> Result<Option<usize>> {
+    check_metric(subject.corpus, &options.metric)?;
     if subject.candidates.is_empty() {
         return Err(Error::usage("a sweep needs a depth to train at"));
     }
@@ -223,21 +251,6 @@ fn check_options(subject: &Subject, options: &SweepOptions) -> Result<Option<usi
         return Err(Error::usage(format!(
             "the seeds of a sweep are one or more, each once, not {:?}",
             options.seeds
-        )));
-    }
-    if options.metric == Metric::Loss {
-        return Err(Error::usage(
-            "depths are compared by accuracy or macro_f1, whose error on so many rows is known: that of a loss is not",
-        ));
-    }
-    if let Some(name) = options.metric.task()
-        && !subject.corpus.tasks.iter().any(|task| task.name == name)
-    {
-        let (metric, known) = (options.metric.name(), &subject.corpus.tasks);
-        let known: Vec<&str> = known.iter().map(|task| task.name.as_str()).collect();
-        return Err(Error::usage(format!(
-            "metric {metric}: no task {name}; there are {}",
-            known.join(", ")
         )));
     }
     if options.train.frozen_dropout

@@ -60,8 +60,9 @@ pub struct Verdict {
     /// Others at full length whose mean is below the winner's by less than the standard error of a difference, the most
     /// frozen first.
     ///
-    /// That error is √(a² + b²) of the two errors, as if they were of different rows. They are of the same, on which two
-    /// depths are often wrong together, so that their difference is known better than this: what is told apart here is.
+    /// That error is √(a² + b²) of the two errors, as if they were of different rows; they are of the same, on which two
+    /// depths are often wrong together. To prefer the simplest of those within one standard error is Breiman's rule
+    /// (Breiman et al., 1984), and no test: a difference of that size comes by chance often.
     pub not_told_apart: Vec<String>,
     /// The most frozen of the winner and these, which costs least.
     pub cheapest: String,

@@ -8,25 +8,26 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use self::options::{ExportArgs, LimitArgs};
+use self::options::{ExportArgs, LimitArgs, RateArgs};
 use self::watch::Watch;
 use super::args::{RunArgs, positive};
 use super::bench::hashes;
 use super::data_args::{BatchArgs, DataArgs, with_tokenizer};
-use super::step::Rates;
 use super::train::options::{CacheArgs, TrainingArgs};
+use super::train::saving::Interrupt;
 use super::{model_folder, print, print_json};
+use crate::advise::candidates::candidates;
 use crate::advise::halving::Search;
-use crate::advise::recommend::HEAD_RATE;
 use crate::advise::rows::check;
 use crate::advise::survey::{ModelAdvice, Question, survey};
+use crate::advise::sweep::check_metric;
 use crate::cache::CachePlace;
-use crate::data::Tokenizer;
+use crate::data::{Corpus, Tokenizer};
 use crate::files::write_atomically;
 use crate::measure::Ceilings;
 use crate::model::hub::Need;
 use crate::model::params::head_tensor;
-use crate::model::{Pooling, Source};
+use crate::model::{Network, Pooling, Source};
 use crate::report::advice::Advice;
 use crate::report::environment::Environment;
 use crate::report::html::advice_page;
@@ -67,14 +68,14 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = positive, requires = "prove")]
     seeds: usize,
     /// What the sweep compares: accuracy or macro_f1 (means over the tasks), or of one task, as topic_macro_f1
-    #[arg(long, value_name = "METRIC", default_value = "accuracy", value_parser = Metric::parse, requires = "prove")]
+    #[arg(long, value_name = "METRIC", default_value = "accuracy", value_parser = options::share_metric, requires = "prove")]
     metric: Metric,
     #[command(flatten)]
     batch: BatchArgs,
     #[command(flatten)]
     training: TrainingArgs,
     #[command(flatten)]
-    rates: Rates,
+    rates: RateArgs,
     #[command(flatten)]
     cache: CacheArgs,
     #[command(flatten)]
@@ -84,12 +85,21 @@ pub struct Args {
 }
 
 impl Args {
-    fn options(&self) -> TrainOptions {
-        let options = self.training.options(&self.batch, &self.rates, self.run.seed);
-        // Heads are new here and bear more than an encoder does.
-        let head_learning_rate = self.rates.head_learning_rate.unwrap_or(HEAD_RATE);
-        TrainOptions { head_learning_rate, ..options }
+    /// The options of a run of a model of this width, whose heads are all there or not.
+    fn options(&self, hidden_size: usize, has_heads: bool) -> TrainOptions {
+        let rates = self.rates.of(hidden_size, has_heads);
+        self.training.options(&self.batch, &rates, self.run.seed)
     }
+}
+
+/// A model with its data, ready to be looked at.
+struct Prepared {
+    name: String,
+    source: Source,
+    corpus: Corpus,
+    network: Network,
+    tokenizer: Tokenizer,
+    has_head: Vec<bool>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -98,71 +108,117 @@ pub fn run(args: &Args) -> Result<()> {
     args.exports.check(&args.models, &inputs)?;
     args.cache.options(false, false)?;
     let engine = args.run.device.prepare()?;
-    // Before any work: a model that is not there, or a download that is needed.
-    let open = |model: &PathBuf| model_folder::open("--model", model, Need::All);
-    let folders = args.models.iter().map(open).collect::<Result<Vec<_>>>()?;
+    // Whatever is wrong with any of them is said before work begins.
+    let prepared =
+        args.models.iter().map(|model| prepare(args, model)).collect::<Result<Vec<_>>>()?;
+    let interrupt = args.prove.map(|_| Interrupt::listen()).transpose()?;
     let ceilings = Ceilings::of(engine)?;
-    let mut models = Vec::with_capacity(folders.len());
-    for (name, folder) in args.models.iter().zip(folders) {
-        let name = name.to_string_lossy().into_owned();
-        models.push(advise(args, name, &Source::Folder(folder), engine, ceilings)?);
+    let mut models = Vec::with_capacity(prepared.len());
+    let mut outcome = Ok(());
+    for model in &prepared {
+        match advise(args, model, engine, ceilings, interrupt.as_ref()) {
+            Ok(advice) => models.push(advice),
+            Err(error) => {
+                outcome = Err(error);
+                break;
+            }
+        }
     }
-    publish(args, engine, models)
+    // What is done is shown, whatever became of the rest.
+    if !models.is_empty() {
+        publish(args, engine, models)?;
+    }
+    outcome
+}
+
+fn prepare(args: &Args, model: &PathBuf) -> Result<Prepared> {
+    let source = Source::Folder(model_folder::open("--model", model, Need::All)?);
+    let corpus = args.data.corpus(&source, args.batch.max_length, args.run.seed)?;
+    check(&corpus)?;
+    if args.prove.is_some() {
+        check_metric(&corpus, &args.metric)?;
+        DataArgs::warn_of_missing_evaluation(&corpus);
+    }
+    let network = source.network(&corpus.task_sizes(), args.pooling)?;
+    let has_head = |task: &str| {
+        source.weights().is_some_and(|file| file.contains(&head_tensor(task, "weight")))
+    };
+    Ok(Prepared {
+        name: model.to_string_lossy().into_owned(),
+        tokenizer: Tokenizer::open(&with_tokenizer(&source)?.dir)?,
+        has_head: network.heads.iter().map(|head| has_head(&head.task)).collect(),
+        corpus,
+        network,
+        source,
+    })
 }
 
 /// All about one model.
 fn advise(
     args: &Args,
-    name: String,
-    source: &Source,
+    model: &Prepared,
     engine: Engine,
     ceilings: Ceilings,
+    interrupt: Option<&Interrupt>,
 ) -> Result<ModelAdvice> {
-    let corpus = args.data.corpus(source, args.batch.max_length, args.run.seed)?;
-    check(&corpus)?;
-    let network = source.network(&corpus.task_sizes(), args.pooling)?;
-    let tokenizer = Tokenizer::open(&with_tokenizer(source)?.dir)?;
-    let has_head = |task: &str| {
-        source.weights().is_some_and(|file| file.contains(&head_tensor(task, "weight")))
-    };
+    let Prepared { name, source, corpus, network, tokenizer, has_head } = model;
     let cache = args.cache.options(false, false)?;
-    let train = args.options();
-    let initial = source.initial_values(&network, args.run.seed)?;
-    let mut session = engine.session(network.clone(), initial)?;
+    let has_heads = has_head.iter().all(|has| *has);
+    let train = args.options(network.config.hidden_size, has_heads);
+    let mut depths = candidates(network)?;
+    if args.rates.head_learning_rate.is_some() {
+        // Whoever gives a rate means it.
+        depths.iter_mut().for_each(|candidate| candidate.head_rate_scale = 1.0);
+    }
+    let mut session =
+        engine.session(network.clone(), source.initial_values(network, args.run.seed)?)?;
     let free_bytes = match session.free_bytes()? {
         Some(free) => Some(free),
         None => backend::host::available_bytes(),
     };
+    // The weights are there by now, and are part of what a step needs.
+    let n_weight_bytes = network.n_values() * session.compute().size_bytes();
     let question = Question {
-        model: name,
-        network: &network,
-        corpus: &corpus,
-        tokenizer: &tokenizer,
-        has_head: network.heads.iter().map(|head| has_head(&head.task)).collect(),
+        model: name.clone(),
+        network,
+        corpus,
+        tokenizer,
+        has_head: has_head.clone(),
+        candidates: &depths,
         train: &train,
         ceilings,
         cache_limit_bytes: if cache.place == CachePlace::Off { 0 } else { cache.limit_bytes },
-        limits: args.limits.limits(free_bytes),
+        limits: args.limits.limits(free_bytes.map(|free| free + n_weight_bytes)),
     };
     let watch = Watch::new();
     let advice = survey(&mut session, &question, &watch)?;
     watch.finish();
     // Its memory serves twice.
     drop(session);
-    match args.prove {
+    match args.prove.zip(interrupt) {
         None => Ok(advice),
-        Some(search) => proof::prove(args, advice, &question, (source, engine), (search, cache)),
+        Some((search, interrupt)) => {
+            proof::prove(args, advice, &question, (source, engine), (search, cache), interrupt)
+        }
     }
 }
 
 fn publish(args: &Args, engine: Engine, models: Vec<ModelAdvice>) -> Result<()> {
-    let options = args.options();
     let settings = json!({
         "models": args.models.iter().map(|model| model.to_string_lossy()).collect::<Vec<_>>(),
         "tasks": args.data.tasks,
+        "evals": args.data.evals,
+        "holdout": args.data.holdout,
         "data": hashes(&args.data.files())?,
-        "training": options,
+        "max_length": args.batch.max_length,
+        "pooling": args.pooling,
+        "limits": args.limits.limits(None),
+        "training": args.training.settings(),
+        "batch": args.batch.limit(),
         "prove": args.prove,
+        "seed": args.run.seed,
+        "seeds": args.prove.map(|_| args.seeds),
+        "metric": args.prove.map(|_| args.metric.name()),
     });
     let advice = Advice { environment: Environment::of(engine)?, settings, models };
     let document = advice.document();

@@ -77,8 +77,7 @@ impl Split {
     }
 }
 
-/// At most `most` of `n` places, in order and evenly from all.
-pub fn spread(n: usize, most: usize) -> Vec<usize> {
+fn spread(n: usize, most: usize) -> Vec<usize> {
     let n_chosen = n.min(most);
     (0..n_chosen).map(|at| at * n / n_chosen).collect()
 }

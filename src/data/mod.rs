@@ -26,7 +26,7 @@ mod source;
 mod table;
 mod tokenize;
 
-pub use corpus::{Corpus, Split, TokenRules, spread};
+pub use corpus::{Corpus, Split, TokenRules};
 pub use dataset::{Dataset, Example, SourceCount, TaskInfo};
 pub use pack::{BatchLimit, Packer, Synthetic, batch_too_small, epoch_order, synthetic};
 pub use random::SplitMix64;

@@ -14,7 +14,7 @@ use crate::session::Session;
 /// Ceilings, and what steps take beside them.
 ///
 /// Ceilings are the best that single ops reach, so that a step takes longer than they say, by about the same factor
-/// whatever is frozen. Some steps that train everything tell that factor for each phase.
+/// whatever is frozen. Some steps that train as much as there is memory for tell that factor for each phase.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Pace {
     pub ceilings: Ceilings,
@@ -25,19 +25,28 @@ pub struct Pace {
 /// Steps that are timed, after one that is not.
 const N_STEPS: usize = 3;
 
+/// Of a step's predicted time, the share from which on a phase tells a factor.
+const LEAST_SHARE: f64 = 0.01;
+
 /// A step that leaves all values as they are.
 const IDLE: StepState =
     StepState { step: 1, learning_rate: 0.0, head_learning_rate: 0.0, weight_decay: 0.0, seed: 1 };
 
 impl Pace {
-    /// Times a few steps that train everything on `batch`. They change no value; AdamW's moments they do.
+    /// Times a few steps on `batch` that train what `mask` leaves, which should be all that there is memory for. They
+    /// change no value; AdamW's moments they do. A phase that has next to nothing to do tells no factor of its own and
+    /// has the forward pass's.
     ///
     /// # Errors
     /// When the device lacks the memory or fails.
-    pub fn of(session: &mut Session, batch: &Batch, ceilings: Ceilings) -> Result<Self> {
-        let mask = FreezeMask::none(session.network().params.len());
+    pub fn of(
+        session: &mut Session,
+        batch: &Batch,
+        mask: &FreezeMask,
+        ceilings: Ceilings,
+    ) -> Result<Self> {
         let options = step_options(Capacity::of([batch]), session.compute(), Some(1.0));
-        let step = session.compile(&mask, &options)?;
+        let step = session.compile(mask, &options)?;
         session.run(&step, batch, &IDLE, Timing::Phases)?;
         let mut seconds: [Vec<f64>; 3] = Default::default();
         for _ in 0..N_STEPS {
@@ -47,10 +56,15 @@ impl Pace {
             }
         }
         let counts = Counts::of(batch);
+        let predicted =
+            Phase::ALL.map(|phase| predicted_phase_seconds(step.plan(), phase, &counts, &ceilings));
+        let all: f64 = predicted.iter().sum();
         let mut factors = [f64::NAN; 3];
-        for ((factor, phase), seconds) in factors.iter_mut().zip(Phase::ALL).zip(&seconds) {
-            let predicted = predicted_phase_seconds(step.plan(), phase, &counts, &ceilings);
-            *factor = median(seconds)? / predicted;
+        for (at, seconds) in seconds.iter().enumerate() {
+            factors[at] = match predicted[at] {
+                own if at == 0 || own >= LEAST_SHARE * all => median(seconds)? / own,
+                _ => factors[0],
+            };
         }
         Ok(Self { ceilings, factors })
     }
@@ -126,8 +140,13 @@ mod tests {
         };
         let ceilings =
             Ceilings { gemm_flops_per_second: 1e9, copy_bytes_per_second: 1e9, op_seconds: 1e-9 };
-        let pace = Pace::of(&mut session, &batch, ceilings).unwrap();
+        let n_params = network.params.len();
+        let none = FreezeMask::none(n_params);
+        let pace = Pace::of(&mut session, &batch, &none, ceilings).unwrap();
         assert!(pace.factors.iter().all(|factor| *factor > 0.0 && factor.is_finite()), "{pace:?}");
+        let all = FreezeMask::all(n_params);
+        let idle = Pace::of(&mut session, &batch, &all, ceilings).unwrap();
+        assert_eq!(idle.factors, [idle.factors[0]; 3], "nothing trains");
         for (id, value) in network.param_ids().zip(values) {
             assert_eq!(session.value(id).unwrap(), value);
         }

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use crate::Result;
 use crate::advise::costs::Limits;
+use crate::advise::recommend::HEAD_RATE;
 use crate::cli::exports::check_files;
+use crate::cli::step::{Rates, rate};
+use crate::train::Metric;
 
 /// What a training run may take.
 #[derive(clap::Args, Debug)]
@@ -53,6 +56,52 @@ fn size(text: &str) -> std::result::Result<u64, String> {
     };
     let expected = || "expected a size of 1 byte or more, as 800MB, 8GB or 8GiB".to_owned();
     UNITS.iter().find_map(number).ok_or_else(expected)
+}
+
+/// How fast runs learn.
+#[derive(clap::Args, Debug)]
+pub struct RateArgs {
+    /// Learning rate [default: 5e-5, or 2e-5 for models that are 1024 wide or more]
+    #[arg(long, alias = "learning_rate", value_parser = rate)]
+    learning_rate: Option<f32>,
+    /// Learning rate of the heads [default: 1e-3 if one is new, else the learning rate; three times that where heads
+    /// train alone]
+    #[arg(long, alias = "head_learning_rate", value_parser = rate)]
+    pub head_learning_rate: Option<f32>,
+    /// Weight decay of everything but biases and LayerNorm parameters
+    #[arg(long, alias = "weight_decay", default_value_t = 0.01, value_parser = rate)]
+    weight_decay: f32,
+    /// Clip gradients to this global norm, 0 for no clipping
+    #[arg(long, alias = "max_grad_norm", default_value_t = 1.0, value_parser = rate)]
+    max_grad_norm: f32,
+}
+
+/// Width from which on models are large, for which BERT's and RoBERTa's authors give lower rates.
+const LARGE: usize = 1024;
+
+impl RateArgs {
+    /// The rates of a model of this width, whose heads are all there or not.
+    pub fn of(&self, hidden_size: usize, has_heads: bool) -> Rates {
+        let learning_rate =
+            self.learning_rate.unwrap_or(if hidden_size >= LARGE { 2e-5 } else { 5e-5 });
+        let of_heads = if has_heads { learning_rate } else { HEAD_RATE };
+        Rates {
+            learning_rate,
+            head_learning_rate: Some(self.head_learning_rate.unwrap_or(of_heads)),
+            weight_decay: self.weight_decay,
+            max_grad_norm: self.max_grad_norm,
+        }
+    }
+}
+
+/// A metric whose error by the number of rows is known.
+pub fn share_metric(text: &str) -> std::result::Result<Metric, String> {
+    match Metric::parse(text)? {
+        Metric::Loss => {
+            Err("expected accuracy or macro_f1, or of a task, as topic_macro_f1".into())
+        }
+        metric => Ok(metric),
+    }
 }
 
 /// Where to write the advice, beside what is printed.

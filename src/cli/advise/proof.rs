@@ -3,9 +3,9 @@
 use indicatif::ProgressBar;
 
 use super::Args;
-use crate::advise::candidates::candidates;
-use crate::advise::figures::duration;
+use crate::advise::figures::{duration, megabytes};
 use crate::advise::halving::Search;
+use crate::advise::heads::head_advice;
 use crate::advise::progress::{SweepObserver, SweepProgress, UpcomingTrial};
 use crate::advise::revise::{agreement, revise};
 use crate::advise::survey::{ModelAdvice, Question};
@@ -16,6 +16,7 @@ use crate::cli::progress;
 use crate::cli::train::saving::Interrupt;
 use crate::model::Source;
 use crate::session::Engine;
+use crate::train::step_options;
 use crate::{Error, Result};
 
 /// Sweeps over the depths that stay within the limits, and lets the result decide.
@@ -28,18 +29,21 @@ pub fn prove(
     question: &Question,
     (source, engine): (&Source, Engine),
     (search, cache): (Search, CacheOptions),
+    interrupt: &Interrupt,
 ) -> Result<ModelAdvice> {
     let fits = |freeze: &str| advice.costs.iter().any(|cost| cost.freeze == freeze && cost.fits);
-    let mut depths = candidates(question.network)?;
+    let mut depths = question.candidates.to_vec();
     depths.retain(|candidate| fits(&candidate.freeze));
-    if args.rates.head_learning_rate.is_some() {
-        // Whoever gives a rate means it.
-        depths.iter_mut().for_each(|candidate| candidate.head_rate_scale = 1.0);
-    }
     if depths.is_empty() {
+        let limit =
+            |name: &str, value: Option<String>| value.map(|value| format!("{name} {value}"));
+        let limits = question.limits;
+        let time = limit("a budget of", limits.seconds.map(duration));
+        let memory = limit("memory of", limits.memory_bytes.map(megabytes));
         return Err(Error::usage(format!(
-            "{}: no depth stays within --budget and --max-memory, there is nothing to prove",
-            advice.model
+            "{}: no depth stays within {}, there is nothing to prove (--budget, --max-memory)",
+            advice.model,
+            [time, memory].into_iter().flatten().collect::<Vec<_>>().join(" and ")
         )));
     }
     let first = args.run.seed;
@@ -66,12 +70,16 @@ pub fn prove(
     eprintln!(
         "the sweep should take {range}; every depth with every seed and nothing cached, {plain}"
     );
-    let mut bar = SweepBar::new(Interrupt::listen()?);
+    let mut bar = SweepBar::new(interrupt);
     let outcome = sweep.run(&mut bar)?;
     bar.finish();
     let curves: Vec<_> = advice.tasks.iter().map(|task| &task.curve).collect();
+    let recommendation = revise(&advice.recommendation, &outcome, &advice.costs);
+    let freeze = recommendation.freeze.as_deref();
+    let step = step_options(question.corpus, engine.compute, question.train);
     Ok(ModelAdvice {
-        recommendation: revise(&advice.recommendation, &outcome),
+        head: head_advice(question.network, &advice.signals, freeze, &step)?,
+        recommendation,
         agreement: agreement(&outcome, &depths, &curves, advice.probe_pooling()),
         sweep: Some(outcome),
         ..advice
@@ -87,16 +95,16 @@ fn range([least, most]: [f64; 2]) -> String {
 }
 
 /// A sweep as it goes, for people: a bar on a terminal, a line a training everywhere.
-struct SweepBar {
-    interrupt: Interrupt,
+struct SweepBar<'a> {
+    interrupt: &'a Interrupt,
     bar: Option<ProgressBar>,
     trial: String,
     /// Of the trainings that are done: as predicted, and as measured.
     done_seconds: [f64; 2],
 }
 
-impl SweepBar {
-    fn new(interrupt: Interrupt) -> Self {
+impl<'a> SweepBar<'a> {
+    fn new(interrupt: &'a Interrupt) -> Self {
         Self { interrupt, bar: None, trial: String::new(), done_seconds: [0.0; 2] }
     }
 
@@ -123,7 +131,7 @@ impl SweepBar {
     }
 }
 
-impl SweepObserver for SweepBar {
+impl SweepObserver for SweepBar<'_> {
     fn fill(&mut self, n_done: usize, n_examples: usize) -> Result<()> {
         let bar = self.bar.get_or_insert_with(|| progress::bar(n_examples as u64, "caching"));
         bar.set_message("caching");

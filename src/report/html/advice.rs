@@ -37,8 +37,8 @@ pub fn advice_page(advice: &Advice) -> String {
         if let Some(chart) = sweep {
             page.section(
                 &format!("Accuracy against cost{of}"),
-                "Measured: the longest trainings of each depth. The dashed line joins the depths that no other beats in \
-                 both; the recommendation that the scores gave is marked.",
+                "Measured: the longest trainings of each depth, caches apart. The dashed line joins the depths at full length \
+                 that no other beats in both; grey ones were left behind after short trainings.",
                 &figure(chart),
             );
         }
@@ -139,28 +139,29 @@ fn proof(model: &ModelAdvice, sweep: &SweepOutcome) -> Option<String> {
         };
         let (seconds, score) = (mean(|trial| trial.seconds), mean(|trial| trial.score));
         let is_short = n_steps < sweep.n_steps;
-        let is_advised = model.advised.as_ref() == Some(freeze);
+        let is_chosen = *freeze == sweep.verdict.cheapest;
         let mut name = freeze.clone();
         if is_short {
             name += &format!(", {n_steps} steps");
         }
-        if is_advised {
-            name += " (recommended)";
+        if is_chosen {
+            name += " (chosen)";
+        }
+        if model.advised.as_ref() == Some(freeze) {
+            name += " (by scores)";
         }
         let title =
             format!("{name}: {}, {score:.3} in {} trainings", duration(seconds), longest.len());
-        // Colours: the recommendation, full length, short.
-        let class = fill(if is_advised {
-            1
-        } else if is_short {
-            4
-        } else {
-            0
-        });
-        Some(Point { name, at: [seconds, score], class, title })
+        let colour = match (is_chosen, is_short) {
+            (true, _) => 1,
+            (false, true) => 4,
+            (false, false) => 0,
+        };
+        let (class, at) = (fill(colour), [seconds, score]);
+        Some(Point { name, at, class, title, is_comparable: !is_short })
     };
     let points: Vec<Point> =
         sweep.verdict.depths.iter().filter_map(|depth| point(&depth.freeze)).collect();
-    let gain = format!("{}, mean over tasks and seeds", sweep.metric);
+    let gain = format!("{}, mean over seeds", sweep.metric);
     scatter(&points, ["seconds of a training", &gain], "Accuracy of each depth against its cost")
 }

@@ -63,6 +63,8 @@ pub struct Point {
     pub class: String,
     /// What it says when pointed at.
     pub title: String,
+    /// Whether it may stand on the front.
+    pub is_comparable: bool,
 }
 
 /// Gain against cost, with the front that no point beats; None without points.
@@ -76,7 +78,10 @@ pub fn scatter(points: &[Point], axes: [&str; 2], label: &str) -> Option<String>
     let y = Scale::linear([(low - 0.02).max(0.0), (high + 0.02).min(1.0)], [bottom, top]);
     frame(&mut svg, [&x, &y], FIELD, axes);
     let place = |[cost, gain]: [f64; 2]| [x.at(cost), y.at(gain)];
-    let front: Vec<[f64; 2]> = pareto(&places).into_iter().map(|at| place(places[at])).collect();
+    let comparable = points.iter().filter(|point| point.is_comparable);
+    let comparable: Vec<[f64; 2]> = comparable.map(|point| point.at).collect();
+    let front: Vec<[f64; 2]> =
+        pareto(&comparable).into_iter().map(|at| place(comparable[at])).collect();
     svg.polyline(&front, "outline");
     let mut labels: Vec<[f64; 2]> = Vec::new();
     for point in points {

@@ -130,7 +130,13 @@ pub fn quality(bench: &Bench, task: usize) -> Option<String> {
     let points = found.into_iter().map(|(row, [ms, accuracy])| {
         let freeze = &row.measurement.freeze;
         let title = format!("{freeze}: {} ms, {accuracy:.3}", digits(ms));
-        Point { name: freeze.clone(), at: [ms, accuracy], class: fill(0), title }
+        Point {
+            name: freeze.clone(),
+            at: [ms, accuracy],
+            class: fill(0),
+            title,
+            is_comparable: true,
+        }
     });
     let points: Vec<Point> = points.collect();
     let label = format!("Accuracy of task {task_name} against the time of a step");

@@ -1,0 +1,154 @@
+//! What each depth costs, and what training at it gave.
+
+use super::{Titled, percent};
+use crate::advise::costs::{CacheCost, DepthCost};
+use crate::advise::figures::{duration, megabytes};
+use crate::advise::revise::Agreement;
+use crate::advise::survey::{ModelAdvice, TaskAdvice};
+use crate::advise::sweep::SweepOutcome;
+use crate::advise::verdict::{DepthSummary, Trial};
+use crate::report::cells::Cells;
+use crate::report::table::{digits, grouped};
+
+pub(super) fn costs(model: &ModelAdvice) -> Titled {
+    let mut header = vec![
+        "freeze",
+        "trained",
+        "values\na row",
+        "FLOPs",
+        "ms a step",
+        "from\na cache",
+        "cache",
+        "fill",
+        "whole run",
+        "memory",
+        "fits",
+    ];
+    let names: Vec<String> =
+        model.tasks.iter().map(|task| format!("expected\n{}", task.curve.task)).collect();
+    header.extend(names.iter().map(String::as_str));
+    let row = |cost: &DepthCost| {
+        let is_chosen = model.recommendation.freeze.as_deref() == Some(cost.freeze.as_str());
+        let cache = cost.cache.as_ref();
+        let of_cache = |show: fn(&CacheCost) -> String| cache.map_or("-".to_owned(), show);
+        let mut cells = vec![
+            format!("{}{}", if is_chosen { "> " } else { "" }, cost.freeze),
+            grouped(cost.trainable_parameters),
+            digits(cost.parameters_per_row),
+            percent(cost.flops_share),
+            digits(1e3 * cost.step_seconds),
+            of_cache(|cache| digits(1e3 * cache.step_seconds)),
+            of_cache(|cache| megabytes(cache.bytes)),
+            of_cache(|cache| duration(cache.fill_seconds)),
+            duration(cost.run_seconds),
+            megabytes(cost.memory_bytes),
+            (if cost.fits { "yes" } else { "no" }).to_owned(),
+        ];
+        let loss = |task: &TaskAdvice| match cost.n_frozen_layers {
+            0 => "0".to_owned(),
+            n => format!("-{:.1}", 100.0 * task.expected_loss(n, model.n_layers)),
+        };
+        cells.extend(model.tasks.iter().map(loss));
+        cells
+    };
+    Titled {
+        title: "Cost of each depth on this machine".to_owned(),
+        note: format!(
+            "predicted from the plan; {}; expected: points of accuracy against training everything, a rule of thumb",
+            model.pace.ceilings.line()
+        ),
+        cells: Cells::of(&header, model.costs.iter().map(row).collect()),
+    }
+}
+
+/// What was measured of each depth.
+pub(super) fn sweep(model: &ModelAdvice, sweep: &SweepOutcome) -> Titled {
+    let tasks: Vec<&str> = sweep
+        .trials
+        .iter()
+        .take(1)
+        .flat_map(|trial| &trial.tasks)
+        .map(|t| t.task.as_str())
+        .collect();
+    let mut header =
+        ["freeze", "", "trainings", "steps", &sweep.metric].map(str::to_owned).to_vec();
+    header.extend(tasks.iter().map(|task| format!("accuracy\n{task}")));
+    header.extend(["seconds\nof one".to_owned(), "\npredicted".to_owned()]);
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let row = |depth: &DepthSummary| {
+        let trials = || sweep.trials.iter().filter(|trial| trial.freeze == depth.freeze);
+        // Those of the most steps, which are what a depth is judged by.
+        let n_steps = trials().map(|trial| trial.n_steps).max().unwrap_or(0);
+        let longest: Vec<_> = trials().filter(|trial| trial.n_steps == n_steps).collect();
+        let mean = |of: &dyn Fn(usize) -> Option<f64>| {
+            let values: Option<Vec<f64>> = (0..longest.len()).map(of).collect();
+            let values = values.filter(|values| !values.is_empty())?;
+            Some(values.iter().sum::<f64>() / values.len() as f64)
+        };
+        let show = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+        let freeze = &depth.freeze;
+        let mut marks = Vec::new();
+        if *freeze == sweep.verdict.cheapest {
+            marks.push("chosen");
+        }
+        if *freeze == sweep.verdict.winner {
+            marks.push("best");
+        }
+        if model.advised.as_ref() == Some(freeze) {
+            marks.push("by scores");
+        }
+        let deviation = depth.sd.map_or(String::new(), |sd| format!(" ±{sd:.3}"));
+        let mut cells = vec![
+            freeze.clone(),
+            marks.join(", "),
+            longest.len().to_string(),
+            n_steps.to_string(),
+            format!("{}{deviation}", show(mean(&|at| Some(longest[at].score)))),
+        ];
+        cells.extend(
+            (0..tasks.len()).map(|task| show(mean(&|at| longest[at].tasks[task].accuracy))),
+        );
+        let seconds =
+            |of: fn(&Trial) -> f64| digits(mean(&|at| Some(of(longest[at]))).unwrap_or(0.0));
+        cells.extend([seconds(|trial| trial.seconds), seconds(|trial| trial.predicted_seconds)]);
+        cells
+    };
+    let plain = sweep.forecast.plain_seconds;
+    let taken = sweep.trial_seconds + sweep.fill_seconds;
+    Titled {
+        title: "The sweep".to_owned(),
+        note: format!(
+            "the longest trainings of each depth; chosen is the most frozen within one standard error of the best; {} in all, \
+             {} of it for caches; every depth with every seed and nothing cached should take {}",
+            duration(taken),
+            duration(sweep.fill_seconds),
+            duration(plain)
+        ),
+        cells: Cells::of(&header, sweep.verdict.depths.iter().map(row).collect()),
+    }
+}
+
+/// Whether scores rank depths as the sweep does; None without one.
+pub(super) fn agreement(model: &ModelAdvice) -> Option<Titled> {
+    let first = model.agreement.first()?;
+    let row = |one: &Agreement| {
+        let correlation = one.rank_correlation;
+        vec![
+            one.task.clone(),
+            one.score.to_owned(),
+            correlation.map_or("-".to_owned(), |value| format!("{value:+.2}")),
+        ]
+    };
+    Some(Titled {
+        title: "Do scores rank depths as the sweep does?".to_owned(),
+        note: format!(
+            "Spearman's rank correlation over {} depths, of the score behind the frozen layers and the accuracy after {} \
+             steps; +1: the same order, -1: the reverse",
+            first.n_depths, first.n_steps
+        ),
+        cells: Cells::of(
+            &["task", "score", "rank correlation"],
+            model.agreement.iter().map(row).collect(),
+        ),
+    })
+}
