@@ -1,5 +1,7 @@
 //! Sums in f64 whose order depends on nothing but their length.
 
+use nalgebra::DMatrix;
+
 /// Sums that go on side by side, so that vector instructions can make them.
 const LANES: usize = 8;
 
@@ -16,9 +18,26 @@ pub fn dot(a: &[f64], b: &[f64]) -> f64 {
     lanes.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
+/// `XᵀX` of rows X, `[N, cols]`: the inner products of all pairs of columns.
+///
+/// It is made on the calling thread alone.
+pub fn gram(rows: &[f64], cols: usize) -> DMatrix<f64> {
+    // Matrices are stored by columns: each row is one here.
+    let transposed = DMatrix::from_column_slice(cols, rows.len() / cols, rows);
+    // The crate's own product with a transposed matrix is a plain loop, several times as slow as a copy and this.
+    let by_column = transposed.transpose();
+    transposed * by_column
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn products_of_columns() {
+        let gram = gram(&[1.0, 2.0, -3.0, 4.0, 0.0, 5.0], 2);
+        assert_eq!(gram.as_slice(), [10.0, -10.0, -10.0, 45.0]);
+    }
 
     #[test]
     fn whole_lanes_and_rests() {

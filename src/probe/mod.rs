@@ -4,10 +4,12 @@
 //! and half the squared norm of the weights, intercepts free. For two labels scikit-learn fits the difference of their
 //! two rows alone, with a ridge on that, which comes to twice the ridge of this one.
 
+mod lanes;
 mod lbfgs;
 mod objective;
 
 use self::lbfgs::{Limits, minimise};
+pub use self::objective::Preconditioner;
 use self::objective::{Objective, Scaling, scores};
 use crate::{Error, Result};
 
@@ -15,12 +17,19 @@ use crate::{Error, Result};
 const MAX_ITERATIONS: usize = 1000;
 /// Of the largest component of the gradient.
 const TOLERANCE: f64 = 1e-5;
+/// The same for a fold of a cross-validation, by row that it is fitted on, but no less than the other. On 42 curve
+/// points of real tasks with a ridge of 1, 1e-5 in its place changed three accuracies by one row of 3000, and the
+/// log-likelihood by 4e-5 of itself.
+const FOLD_TOLERANCE: f64 = 5e-7;
+const LIMITS: Limits = Limits { tolerance: TOLERANCE, max_iterations: MAX_ITERATIONS };
 
 /// A fitted probe.
 #[derive(Clone, Debug)]
 pub struct Probe {
     /// The label of each class: those that training rows have, ascending.
     labels: Vec<usize>,
+    /// C, of all labels.
+    n_labels: usize,
     /// D.
     cols: usize,
     scaling: Scaling,
@@ -42,14 +51,36 @@ impl Probe {
     /// No rows, no columns, features that are no rows of one length or not finite, a label that is none of the
     /// labels, rows of a single label.
     pub fn fit(features: &[f32], labels: &[usize], n_labels: usize) -> Result<Self> {
-        Self::fit_within(features, labels, n_labels, MAX_ITERATIONS)
+        Self::fit_within(features, labels, n_labels, None, LIMITS)
     }
 
+    /// As [`Probe::fit`], for one of many fits that run side by side: on the calling thread alone, with a
+    /// preconditioner that all fits on most of the same rows share and the ridge that it is for (scikit-learn's 1 / C),
+    /// and to a gradient of 5e-7 a row.
+    ///
+    /// # Errors
+    /// As [`Probe::fit`].
+    ///
+    /// # Panics
+    /// For a preconditioner of another width.
+    pub fn fit_fold(
+        features: &[f32],
+        labels: &[usize],
+        n_labels: usize,
+        preconditioner: &Preconditioner,
+    ) -> Result<Self> {
+        let tolerance = (FOLD_TOLERANCE * labels.len() as f64).max(TOLERANCE);
+        let limits = Limits { tolerance, ..LIMITS };
+        Self::fit_within(features, labels, n_labels, Some(preconditioner), limits)
+    }
+
+    /// With a preconditioner of its own, all threads work on this fit.
     fn fit_within(
         features: &[f32],
         labels: &[usize],
         n_labels: usize,
-        max_iterations: usize,
+        preconditioner: Option<&Preconditioner>,
+        limits: Limits,
     ) -> Result<Self> {
         let cols = check(features, labels, n_labels)?;
         let mut present = labels.to_vec();
@@ -62,17 +93,26 @@ impl Probe {
             )));
         }
         let scaling = Scaling::of(features, cols);
-        let objective = Objective {
-            features: scaling.apply(features),
-            cols,
-            classes: labels.iter().map(|label| present.partition_point(|p| p < label)).collect(),
-            n_classes: present.len(),
+        let scaled = scaling.apply(features);
+        let classes = labels.iter().map(|label| present.partition_point(|p| p < label)).collect();
+        let in_parallel = preconditioner.is_none();
+        let ridge = preconditioner.map_or(1.0, |preconditioner| preconditioner.ridge);
+        let objective = Objective::new(&scaled, cols, classes, present.len(), ridge, in_parallel);
+        let own = match preconditioner {
+            Some(_) => None,
+            None => Some(Preconditioner::of_scaled(&scaled, cols, ridge)),
         };
-        let start = vec![0.0; objective.n_classes * objective.stride()];
-        let limits = Limits { tolerance: TOLERANCE, max_iterations };
-        let found = minimise(start, limits, |point| objective.at(point));
+        drop(scaled);
+        let preconditioner = preconditioner.or(own.as_ref());
+        let precondition = |gradient: &[f64]| match preconditioner {
+            Some(preconditioner) => preconditioner.apply(gradient),
+            None => gradient.to_vec(),
+        };
+        let start = vec![0.0; objective.n_parameters()];
+        let found = minimise(start, limits, precondition, |point| objective.at(point));
         Ok(Self {
             labels: present,
+            n_labels,
             cols,
             scaling,
             weights: found.point,
@@ -96,6 +136,29 @@ impl Probe {
             row.iter().all(|x| x.is_finite()).then_some(self.labels[best])
         };
         features.chunks_exact(self.cols).map(label).collect()
+    }
+
+    /// The logarithm of the probability of each label for each row of `features`, `[N, C]`: minus infinity for labels
+    /// that no training row had, NaN for a row with a feature that is not finite.
+    ///
+    /// # Panics
+    /// For features of another width than the probe was fitted on.
+    pub fn log_probabilities(&self, features: &[f32]) -> Vec<f64> {
+        assert!(features.len().is_multiple_of(self.cols), "rows are {} wide", self.cols);
+        let mut found = vec![f64::NEG_INFINITY; features.len() / self.cols * self.n_labels];
+        let rows = features.chunks_exact(self.cols).zip(found.chunks_exact_mut(self.n_labels));
+        for (row, found) in rows {
+            let scores = scores(&self.weights, &self.scaling.apply(row));
+            let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|score| (score - highest).exp()).sum();
+            for (label, score) in self.labels.iter().zip(scores) {
+                found[*label] = score - highest - sum.ln();
+            }
+            if !row.iter().all(|x| x.is_finite()) {
+                found.fill(f64::NAN);
+            }
+        }
+        found
     }
 }
 
@@ -199,7 +262,9 @@ mod tests {
 
     #[test]
     fn a_probe_that_did_not_converge_says_so() {
-        let probe = Probe::fit_within(&FEATURES, &LABELS, 3, 1).unwrap();
+        let probe =
+            Probe::fit_within(&FEATURES, &LABELS, 3, None, Limits { max_iterations: 1, ..LIMITS })
+                .unwrap();
         assert!(!probe.is_converged && probe.n_iterations == 1, "{probe:?}");
     }
 
@@ -209,6 +274,35 @@ mod tests {
         let rows = [0.5, f32::NAN, 2.0, 0.5, 1.0, 2.0, f32::INFINITY, 1.0, 2.0];
         assert_eq!(probe.predict(&rows), [None, Some(1), None]);
         assert_eq!(probe.predict(&[]), []);
+    }
+
+    /// Labels without rows have none, broken rows have no probabilities at all.
+    #[test]
+    fn probabilities_of_labels() {
+        let labels = LABELS.map(|label| 2 * label);
+        let probe = Probe::fit(&FEATURES, &labels, 5).unwrap();
+        let found = probe.log_probabilities(&FEATURES);
+        let predicted = probe.predict(&FEATURES);
+        for (row, predicted) in found.chunks(5).zip(predicted) {
+            assert!(row[1] == f64::NEG_INFINITY && row[3] == f64::NEG_INFINITY);
+            assert!((row.iter().map(|x| x.exp()).sum::<f64>() - 1.0).abs() <= 1e-14, "{row:?}");
+            let highest = (0..5).max_by(|a, b| row[*a].total_cmp(&row[*b]));
+            assert_eq!(highest, predicted);
+        }
+        let squares: f64 = probe.weights.chunks(4).flat_map(|row| &row[..3]).map(|w| w * w).sum();
+        let likelihood: f64 = found.chunks(5).zip(labels).map(|(row, label)| -row[label]).sum();
+        assert!((likelihood + 0.5 * squares - probe.loss).abs() <= 1e-12, "{likelihood}");
+        assert!(probe.log_probabilities(&[0.5, f32::NAN, 2.0]).iter().all(|x| x.is_nan()));
+    }
+
+    /// The same optimum, up to the tolerance.
+    #[test]
+    fn a_fold_with_a_ridge_of_one_is_the_probe() {
+        let probe = Probe::fit(&FEATURES, &LABELS, 3).unwrap();
+        let preconditioner = Preconditioner::of(&FEATURES, 3, 1.0);
+        let fold = Probe::fit_fold(&FEATURES, &LABELS, 3, &preconditioner).unwrap();
+        assert!(fold.is_converged);
+        assert_near(&fold.weights, &probe.weights);
     }
 
     #[test]
