@@ -11,7 +11,7 @@ use common::{
 use frostline::backend::{StepState, Timing};
 use frostline::batch::Batch;
 use frostline::data::{BatchLimit, Corpus, Dataset, Packer, TaskSource, TokenRules, Tokenizer};
-use frostline::features::{Features, layer_means, pooled};
+use frostline::features::{Features, layer_means, layer_vectors, pooled};
 use frostline::freeze::FreezeMask;
 use frostline::model::{Group, ModelFolder, Network, Pooling, Source};
 use frostline::plan::hidden::compile_hidden;
@@ -143,6 +143,7 @@ fn check_texts(engine: Engine) {
     let network = source.network(&tasks, Some(Pooling::Mean)).unwrap();
     let values = source.initial_values(&network, 1).unwrap();
     let corpus = corpus(folder);
+    let initial = values.clone();
     let mut session = engine.session(network.clone(), values.clone()).unwrap();
     let examples: Vec<usize> = (0..corpus.train.len()).rev().collect();
     let vectors = pooled(&mut session, &corpus, &corpus.train, &examples).unwrap();
@@ -163,6 +164,16 @@ fn check_texts(engine: Engine) {
         let last = &means[means.len() - 1];
         assert_close("the last layer's mean", row(last, at), &prediction.pooled, 1e-6);
     }
+    // What the heads read with another pooling is the last layer's first token.
+    let cls = source.network(&tasks, Some(Pooling::Cls)).unwrap();
+    let mut cls = engine.session(cls, initial).unwrap();
+    let vectors = pooled(&mut cls, &corpus, &corpus.train, &examples).unwrap();
+    let n_done = std::cell::Cell::new(0);
+    let progress = |n: usize| n_done.set(n_done.get() + n);
+    let both = layer_vectors(&mut session, &corpus, &corpus.train, &examples, progress).unwrap();
+    assert_eq!(n_done.get(), examples.len());
+    assert!(same_bits(&both[both.len() - 1].cls.values, &vectors.values), "{engine:?}");
+    assert!(both.iter().zip(&means).all(|(both, means)| both.mean == *means));
     // Another choice, in another order, gives the same rows.
     let few = layer_means(&mut session, &corpus, &corpus.train, &[4, 29, 0]).unwrap();
     for (few, all) in few.iter().zip(&means) {
