@@ -84,6 +84,7 @@
 //!   devices of [`backend::cuda`].
 #![deny(unsafe_code)]
 
+pub mod advise;
 pub mod backend;
 pub mod batch;
 pub mod cache;
