@@ -26,8 +26,11 @@ pub struct Agreement {
     pub n_steps: u64,
 }
 
+/// A score of a layer.
+type Score = fn(&LayerPoint) -> Option<f64>;
+
 /// The scores of a layer, as reports call them.
-const SCORES: [(&str, fn(&LayerPoint) -> Option<f64>); 3] = [
+const SCORES: [(&str, Score); 3] = [
     ("probe accuracy", |point| Some(point.accuracy)),
     ("LogME", |point| point.logme),
     ("H-score", |point| point.h_score),
@@ -249,7 +252,7 @@ mod tests {
     fn the_sweep_wins() {
         let found = revise(&advised("backbone"), &sweep(&TRIALS), &[]);
         assert_eq!(found.freeze.as_deref(), Some("lower:1"));
-        assert_eq!((found.confidence, found.schedule), (Confidence::Measured, None));
+        assert_eq!((found.confidence, &found.schedule), (Confidence::Measured, &None));
         assert!(found.reasons[0].contains("lower:1 (0.790 with one seed) is within"), "{found:?}");
         assert!(found.reasons[1].contains("scores and sweep disagree"), "{found:?}");
         assert_eq!(found.reasons[2], "scores: why");

@@ -131,7 +131,7 @@ pub fn run(args: &Args) -> Result<()> {
     outcome
 }
 
-fn prepare(args: &Args, model: &PathBuf) -> Result<Prepared> {
+fn prepare(args: &Args, model: &Path) -> Result<Prepared> {
     let source = Source::Folder(model_folder::open("--model", model, Need::All)?);
     let corpus = args.data.corpus(&source, args.batch.max_length, args.run.seed)?;
     check(&corpus)?;

@@ -52,7 +52,7 @@ fn size(text: &str) -> std::result::Result<u64, String> {
     let number = |(unit, factor): &(&str, f64)| {
         let number: f64 = upper.strip_suffix(unit)?.trim_end().parse().ok()?;
         let bytes = number * factor;
-        (bytes >= 1.0 && bytes < 1e18).then_some(bytes as u64)
+        (1.0..1e18).contains(&bytes).then_some(bytes as u64)
     };
     let expected = || "expected a size of 1 byte or more, as 800MB, 8GB or 8GiB".to_owned();
     UNITS.iter().find_map(number).ok_or_else(expected)
