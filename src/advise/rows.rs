@@ -9,9 +9,9 @@ use serde::Serialize;
 use crate::data::{Corpus, Split};
 use crate::{Error, Result};
 
-/// Labelled training rows of a task below which nothing is advised. A probe is fitted on one half of them and tested
-/// on the other, and the reverse: with ten rows, each is tested once by a probe of five, and one that guesses between
-/// two even classes gets all ten right once in 1,024 times. Below that a perfect score may well be luck.
+/// Labelled training rows of a task below which nothing is advised. Each is tested once, by a probe of four fifths of
+/// them: one that guesses between two even classes gets all ten right once in 1,024 times. Below that a perfect score may
+/// well be luck.
 pub const LEAST_ROWS: usize = 10;
 
 /// The labelled rows of one task. Training rows, where nothing else is said.
@@ -116,7 +116,7 @@ fn evenness(counts: &[usize]) -> f64 {
 ///
 /// # Errors
 /// [`Error::Usage`] for the first task whose labelled training rows all have the same text, are all of one class, have
-/// no second class with two rows (one for each half of a probe), or are fewer than [`LEAST_ROWS`].
+/// no second class with two rows (one to fit a probe on, one to test it), or are fewer than [`LEAST_ROWS`].
 pub fn check(corpus: &Corpus) -> Result<()> {
     for (task, info) in corpus.tasks.iter().enumerate() {
         let name = &info.name;

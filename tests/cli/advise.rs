@@ -45,11 +45,7 @@ fn everything_is_said_about_every_task_and_depth() {
     assert!(freezes(&model["costs"]).contains(&freeze), "{recommendation}");
     assert_eq!(model["advised"], freeze);
     assert!(model["sweep"].is_null());
-    assert!(
-        list(&recommendation["doubts"])
-            .iter()
-            .any(|doubt| doubt.as_str().unwrap().contains("--prove"))
-    );
+    assert_eq!(recommendation["learning_rate"], 5e-5_f32);
 }
 
 #[test]
@@ -66,6 +62,7 @@ fn people_and_pages_are_told_the_same() {
         assert!(shown.contains(&line), "{shown}");
         assert!(shown.contains("What the frozen encoder tells of sentiment"), "{shown}");
         assert!(!shown.contains("NaN"), "{shown}");
+        assert!(shown.contains("no score is known to predict the right depth: --prove"), "{shown}");
     }
     assert_eq!(page.matches("<svg").count(), 2, "a curve for each task");
 }
@@ -103,16 +100,54 @@ fn limits_are_kept() {
     workspace.refused(
         &format!("{ADVISE} {TASKS} --max-memory 1kB --prove"),
         2,
-        &["model", "no depth stays within --budget and --max-memory"],
+        &["model", "no depth stays within memory of 0 MB", "--max-memory"],
     );
     workspace.refused(&format!("{ADVISE} {TASKS} --budget soon"), 2, &["--budget", "10min"]);
+    // A limit between the depths: what is more frozen needs less.
+    let bytes: Vec<f64> =
+        list(&model["costs"]).iter().map(|cost| number(&cost["memory_bytes"])).collect();
+    assert!(bytes.is_sorted() && bytes[1] < bytes[3], "{bytes:?}");
+    let limit = bytes[1] as u64;
+    let document = workspace.json(&format!("{ADVISE} {TASKS} --max-memory {limit} --json"));
+    let model = &document["models"][0];
+    let fits: Vec<&Value> = list(&model["costs"]).iter().map(|cost| &cost["fits"]).collect();
+    assert_eq!(fits, [true, true, bytes[2] == bytes[1], false]);
+    let freeze = model["recommendation"]["freeze"].as_str().unwrap();
+    assert!(["backbone", "lower:2"].contains(&freeze), "{freeze}");
 }
 
 #[test]
 fn models_stand_side_by_side() {
     let workspace = Workspace::new();
-    let text = workspace.ok(&format!("{ADVISE} --model model {TASKS}"));
-    assert!(text.contains("Models side by side"), "{text}");
+    let sweep = "--prove --seeds 1 --max-steps 3 --batch-size 8";
+    let text = workspace.ok(&format!("{ADVISE} --model model {TASKS} {sweep}"));
+    let table = text.split("Models side by side").nth(1).unwrap();
+    assert_eq!(table.matches("| model ").count(), 3, "a heading and two rows: {table}");
+    assert!(table.contains("LogME, which was made for this choice"), "{table}");
+    assert_eq!(text.matches("(confidence: measured)").count(), 2, "{text}");
+}
+
+#[test]
+fn rates_are_those_that_runs_have() {
+    let workspace = Workspace::new();
+    let of = |options: &str| {
+        let document = workspace.json(&format!("{ADVISE} {TASKS} {options} --json"));
+        let advice = document["models"][0]["recommendation"].clone();
+        let costs = document["models"][0]["costs"].clone();
+        (advice["learning_rate"].clone(), costs[0]["head_learning_rate"].clone())
+    };
+    // The model has both heads, and learns with them alone at three times the rate.
+    assert_eq!(of("--learning-rate 0.25"), (0.25.into(), 0.75.into()));
+    assert_eq!(of("--learning-rate 0.25 --head-learning-rate 0.5"), (0.25.into(), 0.5.into()));
+}
+
+#[test]
+fn what_a_sweep_needs_is_asked_for_first() {
+    let workspace = Workspace::new();
+    let prove = |metric: &str| format!("{ADVISE} {TASKS} --prove --metric {metric}");
+    workspace.refused(&prove("loss"), 2, &["--metric", "accuracy or macro_f1"]);
+    workspace.refused(&prove("mood_accuracy"), 2, &["no task mood", "topic, sentiment"]);
+    workspace.refused(&format!("{ADVISE} {TASKS} --metric accuracy"), 2, &["--prove"]);
 }
 
 /// `n` rows of two columns.
