@@ -21,6 +21,7 @@ pub fn duration(seconds: f64) -> String {
         s if s < 0.95 => format!("{:.0} ms", 1e3 * s),
         s if s < 9.95 => format!("{s:.1} s"),
         s if s < 99.5 => format!("{s:.0} s"),
+        s if s < 9.95 * 60.0 => format!("{:.1} min", s / 60.0),
         s if s < 99.5 * 60.0 => format!("{:.0} min", s / 60.0),
         s => format!("{:.1} h", s / 3600.0),
     }
@@ -44,7 +45,8 @@ mod tests {
             (9.94, "9.9 s"),
             (9.96, "10 s"),
             (99.4, "99 s"),
-            (100.0, "2 min"),
+            (100.0, "1.7 min"),
+            (600.0, "10 min"),
             (5400.0, "90 min"),
             (7200.0, "2.0 h"),
         ];

@@ -3,8 +3,8 @@
 use super::figures::{percent, points, share};
 use super::recommend::{Signals, TaskSignal, WordSignal};
 
-/// Of the errors of a probe on the frozen encoder, the share that training everything wins back: between a tenth and
-/// two fifths on the tasks of `docs/advise.md`.
+/// Of the errors of a probe on the frozen encoder, the share that training everything wins back: a tenth to a third on the
+/// tasks of `docs/advise.md`.
 pub const REGAINED_SHARE: f64 = 0.25;
 /// The loss of accuracy that a freeze may cost: a point.
 const ACCEPTED_LOSS: f64 = 0.01;

@@ -209,3 +209,29 @@ fn little_and_odd_data_has_an_answer() {
         assert_eq!(model["texts"]["reference_applies"], name != "other languages", "{name}");
     }
 }
+
+/// The kernels on the emulator: a sweep with both of its ways, and the figures of the CPU.
+#[cfg(feature = "emulator")]
+#[test]
+fn kernels_advise_as_the_cpu_does() {
+    let workspace = Workspace::new();
+    let rows: Vec<String> =
+        (0..20).map(|at| format!("the phone is {} {at}\t{0}", label(at))).collect();
+    workspace.write("rows.tsv", &format!("text\tlabel\n{}\n", rows.join("\n")));
+    let arguments =
+        "advise --model model --task task=rows.tsv --holdout 0.3 --dtype f32 --batch-size 4 --json";
+    let losses = |options: &str| -> Vec<f64> {
+        let document = workspace.json(&format!("{arguments} {options}"));
+        let model = &document["models"][0];
+        assert_eq!(model["costs"].as_array().unwrap().len(), 4);
+        let points = list(&model["tasks"][0]["curve"]["points"]).clone();
+        points.iter().map(|point| number(&point["nll"])).collect()
+    };
+    let on_kernels = losses("--device emulated --prove=full --seeds 1 --max-steps 1");
+    let on_cpu = losses("--device cpu");
+    assert_eq!(on_kernels.len(), 8, "four hidden states in two poolings");
+    for (a, b) in on_kernels.iter().zip(&on_cpu) {
+        // Features differ in their last digits, which a fit on standardised ones may multiply.
+        assert!((a - b).abs() <= 1e-3 * b.abs().max(1.0), "{on_kernels:?}, {on_cpu:?}");
+    }
+}
