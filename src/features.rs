@@ -157,14 +157,12 @@ fn batches(
     n_sequences: usize,
 ) -> (Vec<(Vec<usize>, Batch)>, StepOptions) {
     let n_tasks = session.network().heads.len();
-    // Texts of a length together, so that no long one makes room that others do not need.
-    let mut by_length: Vec<usize> = (0..examples.len()).collect();
-    by_length.sort_by_key(|place| split.length(examples[*place]));
     let batch = |places: &[usize]| {
         let examples: Vec<usize> = places.iter().map(|place| examples[*place]).collect();
         (places.to_vec(), corpus.pack_unlabelled(split, &examples, n_tasks))
     };
-    let batches: Vec<(Vec<usize>, Batch)> = by_length.chunks(n_sequences).map(batch).collect();
+    let batches: Vec<(Vec<usize>, Batch)> =
+        split.by_length(examples).chunks(n_sequences).map(batch).collect();
     let capacity = Capacity::of(batches.iter().map(|(_, batch)| batch));
     let options = StepOptions::plain(capacity, session.compute());
     (batches, options)

@@ -29,6 +29,11 @@ pub fn gram(rows: &[f64], cols: usize) -> DMatrix<f64> {
     transposed * by_column
 }
 
+/// The place of the largest value, the first of equals; None without values.
+pub fn largest(values: &[f64]) -> Option<usize> {
+    (0..values.len()).reduce(|best, at| if values[at] > values[best] { at } else { best })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 use super::candidates::Candidate;
+use super::forecast::counts_of;
 use crate::Result;
 use crate::cache::{fill_batches, n_bytes};
-use crate::data::{Corpus, Split};
+use crate::data::Corpus;
 use crate::freeze::FreezeMask;
 use crate::measure::Pace;
 use crate::model::Network;
@@ -64,36 +65,25 @@ pub struct CostOptions<'a> {
     pub limits: Limits,
 }
 
-/// The rows of a run as counts.
-struct Workload {
+/// What all candidates are weighed by.
+struct Scales<'a> {
+    network: &'a Network,
+    corpus: &'a Corpus,
+    pace: &'a Pace,
+    options: &'a CostOptions<'a>,
+    step: StepOptions,
+    /// Of a forward pass alone.
+    forward: StepOptions,
+    /// Evaluation with nothing cached.
+    eval_plan: Plan,
+    /// The batches of an epoch, of one evaluation, and of filling a cache with the rows of both splits.
     epoch: Vec<Counts>,
-    /// Of one evaluation.
     eval: Vec<Counts>,
-    /// Of filling a cache: training and evaluation rows.
     fill: Vec<Counts>,
     n_epochs: f64,
     n_evals: f64,
-}
-
-impl Workload {
-    fn of(corpus: &Corpus, options: &TrainOptions) -> Result<Self> {
-        let epochs = Epochs::new(options, corpus)?;
-        let n_epochs = epochs.after(epochs.n_steps());
-        let counts = |split: &Split, batches: Vec<Vec<usize>>| -> Vec<Counts> {
-            batches.iter().map(|rows| Counts::of(&corpus.pack(split, rows))).collect()
-        };
-        let batches = options.epoch(corpus, 0)?.into_iter().flatten();
-        let rows = (0..corpus.eval.len()).collect();
-        let fill = [&corpus.train, &corpus.eval].map(|split| counts(split, fill_batches(split, 1)));
-        Ok(Self {
-            epoch: counts(&corpus.train, batches.collect()),
-            eval: counts(&corpus.eval, Evaluator::batches(corpus, &corpus.eval, rows)?),
-            fill: fill.concat(),
-            n_epochs,
-            // After every epoch, and at the end.
-            n_evals: n_epochs.ceil(),
-        })
-    }
+    /// Of an epoch that trains everything.
+    all_flops: f64,
 }
 
 /// The cost of every candidate over the corpus's training rows.
@@ -107,71 +97,97 @@ pub fn costs(
     pace: &Pace,
     options: &CostOptions,
 ) -> Result<Vec<DepthCost>> {
-    let workload = Workload::of(corpus, options.train)?;
-    let step = step_options(corpus, options.compute, options.train);
-    let everything = compile(network, &FreezeMask::none(network.params.len()), &step);
-    let all_flops = flops(&everything, &workload.epoch);
-    let one = |candidate: &Candidate| {
-        let cost = cost(network, corpus, candidate, pace, options, (&workload, &step));
-        DepthCost { flops_share: cost.flops_share / all_flops, ..cost }
-    };
-    Ok(candidates.iter().map(one).collect())
+    let scales = Scales::new(network, corpus, pace, options)?;
+    Ok(candidates.iter().map(|candidate| scales.weigh(candidate)).collect())
 }
 
-/// The cost of one candidate; its share of FLOPs is still their number.
-fn cost(
-    network: &Network,
-    corpus: &Corpus,
-    candidate: &Candidate,
-    pace: &Pace,
-    options: &CostOptions,
-    (workload, step): (&Workload, &StepOptions),
-) -> DepthCost {
-    let seconds = |plan: &Plan, batches: &[Counts]| -> f64 {
-        batches.iter().map(|counts| pace.seconds(plan, counts)).sum()
-    };
-    let n_batches = workload.epoch.len() as f64;
-    let plan = compile(network, &candidate.mask, step);
-    let epoch_seconds = seconds(&plan, &workload.epoch);
-    let forward = StepOptions::plain(Evaluator::capacity(&corpus.eval), options.compute);
-    let everything = FreezeMask::all(network.params.len());
-    let eval = compile(network, &everything, &forward);
-    let eval_seconds = workload.n_evals * seconds(&eval, &workload.eval);
-    let mut run_seconds = workload.n_epochs * epoch_seconds + eval_seconds;
-    let cache = prefix_of(network, &candidate.mask, step).and_then(|prefix| {
-        let bytes = n_bytes(corpus, &prefix);
-        let cached = compile_cached(network, &candidate.mask, step)?;
-        let (fill, _) = compile_prefixes(network, &[prefix.above], &forward)?;
-        let eval = compile_cached_forward(network, prefix.above, &forward)?;
-        let cost = CacheCost {
-            bytes,
-            fill_seconds: seconds(&fill, &workload.fill),
-            step_seconds: seconds(&cached, &workload.epoch) / n_batches,
-        };
-        let epochs = workload.n_epochs * n_batches * cost.step_seconds;
-        let evals = workload.n_evals * seconds(&eval, &workload.eval);
-        let cached_run = cost.fill_seconds + epochs + evals;
-        (bytes <= options.cache_limit_bytes).then_some((cost, cached_run))
-    });
-    let cache = cache.map(|(cost, cached_run)| {
-        run_seconds = run_seconds.min(cached_run);
-        cost
-    });
-    let memory_bytes = peak(&plan).max(peak(&eval));
-    let Limits { seconds: most_seconds, memory_bytes: most_bytes } = options.limits;
-    DepthCost {
-        freeze: candidate.freeze.clone(),
-        n_frozen_layers: candidate.n_frozen_layers,
-        trainable_parameters: plan.n_trained_values(),
-        parameters_per_row: plan.n_trained_values() as f64 / corpus.train.len() as f64,
-        flops_share: flops(&plan, &workload.epoch),
-        step_seconds: epoch_seconds / n_batches,
-        cache,
-        run_seconds,
-        memory_bytes,
-        head_learning_rate: options.train.head_learning_rate * candidate.head_rate_scale,
-        fits: most_seconds.is_none_or(|most| run_seconds <= most)
-            && most_bytes.is_none_or(|most| memory_bytes <= most),
+impl<'a> Scales<'a> {
+    fn new(
+        network: &'a Network,
+        corpus: &'a Corpus,
+        pace: &'a Pace,
+        options: &'a CostOptions,
+    ) -> Result<Self> {
+        let epochs = Epochs::new(options.train, corpus)?;
+        let n_epochs = epochs.after(epochs.n_steps());
+        let batches: Vec<_> = options.train.epoch(corpus, 0)?.into_iter().flatten().collect();
+        let epoch = counts_of(corpus, &corpus.train, &batches);
+        let rows = (0..corpus.eval.len()).collect();
+        let evaluated = Evaluator::batches(corpus, &corpus.eval, rows)?;
+        let fill = [&corpus.train, &corpus.eval]
+            .map(|split| counts_of(corpus, split, &fill_batches(split, 1)));
+        let step = step_options(corpus, options.compute, options.train);
+        let forward = StepOptions::plain(Evaluator::capacity(&corpus.eval), options.compute);
+        let n_params = network.params.len();
+        let everything = compile(network, &FreezeMask::none(n_params), &step);
+        Ok(Self {
+            network,
+            corpus,
+            pace,
+            options,
+            eval_plan: compile(network, &FreezeMask::all(n_params), &forward),
+            all_flops: flops(&everything, &epoch),
+            step,
+            forward,
+            epoch,
+            eval: counts_of(corpus, &corpus.eval, &evaluated),
+            fill: fill.concat(),
+            n_epochs,
+            // After every epoch, and at the end.
+            n_evals: n_epochs.ceil(),
+        })
+    }
+
+    fn seconds(&self, plan: &Plan, batches: &[Counts]) -> f64 {
+        batches.iter().map(|counts| self.pace.seconds(plan, counts)).sum()
+    }
+
+    /// The whole run by its plans.
+    fn run_seconds(&self, step: &Plan, eval: &Plan) -> f64 {
+        let epochs = self.n_epochs * self.seconds(step, &self.epoch);
+        epochs + self.n_evals * self.seconds(eval, &self.eval)
+    }
+
+    fn weigh(&self, candidate: &Candidate) -> DepthCost {
+        let options = self.options;
+        let plan = compile(self.network, &candidate.mask, &self.step);
+        let plain_seconds = self.run_seconds(&plan, &self.eval_plan);
+        let (cache, cached_seconds) = self.cached(candidate).unzip();
+        let run_seconds = cached_seconds.map_or(plain_seconds, |cached| plain_seconds.min(cached));
+        let memory_bytes = peak(&plan).max(peak(&self.eval_plan));
+        let Limits { seconds: most_seconds, memory_bytes: most_bytes } = options.limits;
+        let n_trained = plan.n_trained_values();
+        DepthCost {
+            freeze: candidate.freeze.clone(),
+            n_frozen_layers: candidate.n_frozen_layers,
+            trainable_parameters: n_trained,
+            parameters_per_row: n_trained as f64 / self.corpus.train.len() as f64,
+            flops_share: flops(&plan, &self.epoch) / self.all_flops,
+            step_seconds: self.seconds(&plan, &self.epoch) / self.epoch.len() as f64,
+            cache,
+            run_seconds,
+            memory_bytes,
+            head_learning_rate: options.train.head_learning_rate * candidate.head_rate_scale,
+            fits: most_seconds.is_none_or(|most| run_seconds <= most)
+                && most_bytes.is_none_or(|most| memory_bytes <= most),
+        }
+    }
+
+    /// The cache of a candidate, and seconds of the whole run with it; None where there is none.
+    fn cached(&self, candidate: &Candidate) -> Option<(CacheCost, f64)> {
+        let (network, forward) = (self.network, &self.forward);
+        let prefix = prefix_of(network, &candidate.mask, &self.step)?;
+        let bytes = n_bytes(self.corpus, &prefix);
+        if bytes > self.options.cache_limit_bytes {
+            return None;
+        }
+        let step = compile_cached(network, &candidate.mask, &self.step)?;
+        let (fill, _) = compile_prefixes(network, &[prefix.above], forward)?;
+        let eval = compile_cached_forward(network, prefix.above, forward)?;
+        let fill_seconds = self.seconds(&fill, &self.fill);
+        let step_seconds = self.seconds(&step, &self.epoch) / self.epoch.len() as f64;
+        let run_seconds = fill_seconds + self.run_seconds(&step, &eval);
+        Some((CacheCost { bytes, fill_seconds, step_seconds }, run_seconds))
     }
 }
 

@@ -96,9 +96,8 @@ impl Work {
     fn of(corpus: &Corpus, options: &SweepOptions, n_steps: u64) -> Result<Self> {
         let of_seed = |&seed: &u64| {
             let steps = options.trial(seed, n_steps, n_steps).epoch(corpus, 0)?;
-            let counts = |examples: &Vec<usize>| Counts::of(&corpus.pack(&corpus.train, examples));
             let taken = steps.iter().take(n_steps as usize);
-            Ok(taken.map(|batches| batches.iter().map(counts).collect()).collect())
+            Ok(taken.map(|batches| counts_of(corpus, &corpus.train, batches)).collect())
         };
         let rows = (0..corpus.eval.len()).collect();
         let batches = Evaluator::batches(corpus, &corpus.eval, rows)?;
@@ -146,7 +145,8 @@ impl Work {
     }
 }
 
-fn counts_of(corpus: &Corpus, split: &Split, batches: &[Vec<usize>]) -> Vec<Counts> {
+/// What batches of a split hold.
+pub(super) fn counts_of(corpus: &Corpus, split: &Split, batches: &[Vec<usize>]) -> Vec<Counts> {
     batches.iter().map(|examples| Counts::of(&corpus.pack(split, examples))).collect()
 }
 

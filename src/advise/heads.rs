@@ -92,25 +92,10 @@ fn text(advice: &HeadAdvice, good: &TaskSignal, (high, low): (f64, f64)) -> Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::advise::recommend::tests::task;
     use crate::model::{Config, Pooling};
     use crate::plan::Capacity;
     use crate::tensor::DType;
-
-    fn task(name: &str, accuracy: f64) -> TaskSignal {
-        TaskSignal {
-            task: name.to_owned(),
-            n_rows: 1000,
-            accuracy,
-            standard_error: 0.01,
-            majority: 0.4,
-            irreducible: 0.0,
-            best_accuracy: accuracy,
-            flattens_at: 6,
-            better_pooling: None,
-            has_head: false,
-            is_converged: true,
-        }
-    }
 
     fn advice(accuracies: [f64; 2], freeze: Option<&str>) -> Option<HeadAdvice> {
         let config = Config::published("minilm-l6").unwrap();

@@ -14,6 +14,7 @@ use crate::data::{Corpus, Split, TaskInfo};
 use crate::features::LayerVectors;
 use crate::model::Pooling;
 use crate::probe::{Preconditioner, Probe};
+use crate::sums::largest;
 use crate::train::metrics::Confusion;
 use crate::{Error, Result};
 
@@ -208,9 +209,7 @@ impl LayerPoint {
     fn confusion(&self, classes: &[usize], n_labels: usize) -> Confusion {
         let mut confusion = Confusion::new(n_labels);
         for (row, class) in self.probabilities.chunks_exact(n_labels).zip(classes) {
-            let is_better =
-                |best: usize, label: usize| if row[label] > row[best] { label } else { best };
-            confusion.add(*class, (0..n_labels).reduce(is_better));
+            confusion.add(*class, largest(row));
         }
         confusion
     }

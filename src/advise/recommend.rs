@@ -281,7 +281,7 @@ fn worst_loss(signals: &Signals, cost: &DepthCost) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::advise::costs::CacheCost;
 
@@ -307,7 +307,8 @@ mod tests {
         (0..=6).rev().map(one).collect()
     }
 
-    fn task(name: &str, accuracy: f64) -> TaskSignal {
+    /// What a probe with this accuracy over 3000 rows leaves to be said.
+    pub fn task(name: &str, accuracy: f64) -> TaskSignal {
         TaskSignal {
             task: name.to_owned(),
             n_rows: 3000,

@@ -164,10 +164,9 @@ fn doubts_of(sweep: &SweepOutcome) -> Vec<String> {
     doubts
 }
 
-/// Mean seconds of a depth's trainings at full length.
+/// Mean seconds of a depth's longest trainings.
 fn mean_seconds(sweep: &SweepOutcome, freeze: &str) -> Option<f64> {
-    let full = sweep.trials.iter().filter(|t| t.freeze == freeze && t.n_steps == sweep.n_steps);
-    let seconds: Vec<f64> = full.map(|trial| trial.seconds).collect();
+    let seconds: Vec<f64> = sweep.longest(freeze).iter().map(|trial| trial.seconds).collect();
     (!seconds.is_empty()).then(|| seconds.iter().sum::<f64>() / seconds.len() as f64)
 }
 

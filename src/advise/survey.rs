@@ -133,6 +133,11 @@ impl ModelAdvice {
     pub fn probe_pooling(&self) -> Pooling {
         probe_pooling(self.pooling)
     }
+
+    /// The probe of a task that stands for what its head reads.
+    pub fn last_point<'a>(&self, task: &'a TaskAdvice) -> Option<&'a LayerPoint> {
+        task.curve.point(self.n_layers, self.probe_pooling())
+    }
 }
 
 impl TaskAdvice {

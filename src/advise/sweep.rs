@@ -94,6 +94,15 @@ pub struct SweepOutcome {
     pub fill_seconds: f64,
 }
 
+impl SweepOutcome {
+    /// The trials of a depth that have the most steps of its own, by which it is judged.
+    pub fn longest(&self, freeze: &str) -> Vec<&Trial> {
+        let own = || self.trials.iter().filter(|trial| trial.freeze == freeze);
+        let n_steps = own().map(|trial| trial.n_steps).max();
+        own().filter(|trial| Some(trial.n_steps) == n_steps).collect()
+    }
+}
+
 /// A sweep that can be made.
 pub struct Sweep<'a> {
     subject: Subject<'a>,

@@ -14,13 +14,11 @@ const SEQUENCES_OF_ONE: usize = 64;
 /// Sequences of a batch that fills several, whose rows are all kept at once.
 const SEQUENCES_OF_SEVERAL: usize = 16;
 
-/// The examples of a split, cut into the batches in which `n_depths` caches are filled: texts of a length together, so
-/// that no long one makes room that others do not need.
+/// The examples of a split, cut into the batches in which `n_depths` caches are filled: texts of a length together.
 pub fn fill_batches(split: &Split, n_depths: usize) -> Vec<Vec<usize>> {
-    let mut by_length: Vec<usize> = (0..split.len()).collect();
-    by_length.sort_by_key(|&example| split.length(example));
+    let all: Vec<usize> = (0..split.len()).collect();
     let n_sequences = if n_depths == 1 { SEQUENCES_OF_ONE } else { SEQUENCES_OF_SEVERAL };
-    by_length.chunks(n_sequences).map(<[usize]>::to_vec).collect()
+    split.by_length(&all).chunks(n_sequences).map(<[usize]>::to_vec).collect()
 }
 
 /// Runs every row through the prefixes, all in one pass; gives the values of each, `[rows, cols]`. `progress` is told of

@@ -13,8 +13,8 @@ use self::watch::Watch;
 use super::args::{RunArgs, positive};
 use super::bench::hashes;
 use super::data_args::{BatchArgs, DataArgs, with_tokenizer};
+use super::interrupt::Interrupt;
 use super::train::options::{CacheArgs, TrainingArgs};
-use super::train::saving::Interrupt;
 use super::{model_folder, print, print_json};
 use crate::advise::candidates::candidates;
 use crate::advise::halving::Search;
@@ -172,10 +172,7 @@ fn advise(
     }
     let mut session =
         engine.session(network.clone(), source.initial_values(network, args.run.seed)?)?;
-    let free_bytes = match session.free_bytes()? {
-        Some(free) => Some(free),
-        None => backend::host::available_bytes(),
-    };
+    let free_bytes = session.free_bytes()?.or_else(backend::host::available_bytes);
     // The weights are there by now, and are part of what a step needs.
     let n_weight_bytes = network.n_values() * session.compute().size_bytes();
     let question = Question {

@@ -10,6 +10,7 @@ mod doctor;
 mod export;
 mod exports;
 mod forgetting;
+mod interrupt;
 mod memory_probe;
 mod model_folder;
 mod output_folder;

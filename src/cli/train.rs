@@ -4,7 +4,7 @@ mod bar;
 pub mod options;
 mod report;
 mod retention;
-pub mod saving;
+mod saving;
 
 use std::cell::LazyCell;
 use std::path::PathBuf;
@@ -16,9 +16,10 @@ use self::options::{
     CacheArgs, EvaluationArgs, LogArgs, LossArgs, RateArgs, SaveArgs, TrainingArgs,
 };
 use self::retention::{RetentionArgs, Watch};
-use self::saving::{Interrupt, Model, Saver};
+use self::saving::{Model, Saver};
 use super::args::{ModelArgs, RunArgs};
 use super::data_args::{BatchArgs, DataArgs};
+use super::interrupt::Interrupt;
 use super::step::Rates;
 use super::{output_folder, progress};
 use crate::data::Corpus;

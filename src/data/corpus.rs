@@ -66,6 +66,14 @@ impl Split {
         digest.finalize().into()
     }
 
+    /// The places of `examples` among themselves, the shortest text first: batches of texts of a length make no room for
+    /// a long one that the others do not need.
+    pub fn by_length(&self, examples: &[usize]) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..examples.len()).collect();
+        places.sort_by_key(|place| self.length(examples[*place]));
+        places
+    }
+
     /// Tokens of all examples.
     pub fn n_tokens(&self) -> usize {
         self.lengths().into_iter().sum()

@@ -121,7 +121,7 @@ fn probe_step(
 }
 
 /// A step that leaves everything as it is.
-const IDLE: StepState =
+pub(super) const IDLE: StepState =
     StepState { step: 1, learning_rate: 0.0, head_learning_rate: 0.0, weight_decay: 0.0, seed: 1 };
 
 /// The fastest training step of one token through layers of 8 values, by its number of ops.
@@ -188,7 +188,7 @@ const DEVICE_PROBE: Probe = Probe { width: 1024, tokens: 16 << 10, n_rounds: 20 
 const EMULATOR_PROBE: Probe = Probe { width: 64, tokens: 128, n_rounds: 1 };
 
 /// A batch of sequences of these lengths, all of one token.
-fn batch_of(network: &Network, lengths: &[usize]) -> Batch {
+pub(super) fn batch_of(network: &Network, lengths: &[usize]) -> Batch {
     let mut batch = Batch { cu_seqlens: vec![0], ..Batch::default() };
     for &length in lengths {
         batch.input_ids.extend(std::iter::repeat_n(1, length));

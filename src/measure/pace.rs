@@ -1,11 +1,11 @@
 //! How fast a machine really is, beside what its ceilings promise: predictions in seconds that one can plan a day by.
 
 use super::Ceilings;
-use super::ceilings::predicted_phase_seconds;
+use super::ceilings::{IDLE, predicted_phase_seconds};
 use super::scenarios::step_options;
 use super::stats::median;
 use crate::Result;
-use crate::backend::{StepState, Timing};
+use crate::backend::Timing;
 use crate::batch::Batch;
 use crate::freeze::FreezeMask;
 use crate::plan::{Capacity, Counts, Phase, Plan};
@@ -27,10 +27,6 @@ const N_STEPS: usize = 3;
 
 /// Of a step's predicted time, the share from which on a phase tells a factor.
 const LEAST_SHARE: f64 = 0.01;
-
-/// A step that leaves all values as they are.
-const IDLE: StepState =
-    StepState { step: 1, learning_rate: 0.0, head_learning_rate: 0.0, weight_decay: 0.0, seed: 1 };
 
 impl Pace {
     /// Times a few steps on `batch` that train what `mask` leaves, which should be all that there is memory for. They
@@ -85,6 +81,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::ceilings::batch_of;
     use crate::model::{Config, Network, Pooling};
     use crate::philox::normal;
     use crate::plan::{StepOptions, compile};
@@ -130,14 +127,7 @@ mod tests {
             .map(|id| normal(1, id.0 as u32, network.param(id).n_elements(), 0.02))
             .collect();
         let mut session = Engine::CPU.session(network.clone(), values.clone()).unwrap();
-        let batch = Batch {
-            input_ids: vec![1; 8],
-            token_type_ids: vec![0; 8],
-            position_ids: (0..8).collect(),
-            cu_seqlens: vec![0, 8],
-            labels: vec![vec![1]],
-            ..Batch::default()
-        };
+        let batch = batch_of(&network, &[8]);
         let ceilings =
             Ceilings { gemm_flops_per_second: 1e9, copy_bytes_per_second: 1e9, op_seconds: 1e-9 };
         let n_params = network.params.len();

@@ -11,6 +11,7 @@ mod objective;
 use self::lbfgs::{Limits, minimise};
 pub use self::objective::Preconditioner;
 use self::objective::{Objective, Scaling, scores};
+use crate::sums::largest;
 use crate::{Error, Result};
 
 /// Iterations after which the search for the optimum gives up.
@@ -130,9 +131,7 @@ impl Probe {
         assert!(features.len().is_multiple_of(self.cols), "rows are {} wide", self.cols);
         let label = |row: &[f32]| {
             let scores = scores(&self.weights, &self.scaling.apply(row));
-            let is_better =
-                |best: usize, at: usize| if scores[at] > scores[best] { at } else { best };
-            let best = (0..scores.len()).reduce(is_better)?;
+            let best = largest(&scores)?;
             row.iter().all(|x| x.is_finite()).then_some(self.labels[best])
         };
         features.chunks_exact(self.cols).map(label).collect()

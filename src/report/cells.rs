@@ -77,6 +77,14 @@ impl Cells {
     }
 }
 
+/// The first `most` characters of a text.
+pub(super) fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
 /// A table whose first column is text and whose others are figures.
 pub(super) fn draw(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();

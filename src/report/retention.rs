@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::Bench;
 use super::cells::{Cells, draw};
+use super::table::share;
 use crate::train::Quality;
 use crate::train::drift::GroupDrift;
 use crate::train::evaluate::TaskQuality;
@@ -112,10 +113,10 @@ impl TaskRetention {
             let state = if head.is_frozen { "frozen" } else { "trained" };
             let mut cells = vec![after.task.clone(), state.to_owned()];
             cells.extend([
-                show(known),
-                show(after_accuracy),
+                share(known),
+                share(after_accuracy),
                 signed(difference(after_accuracy, known)),
-                show(train),
+                share(train),
                 signed(difference(train, after_accuracy)),
             ]);
             cells
@@ -152,7 +153,7 @@ fn forgetting_table(all: &[Forgetting]) -> String {
             (before.accuracy, after.accuracy, change.accuracy),
             (before.macro_f1, after.macro_f1, change.macro_f1),
         ] {
-            cells.extend([show(Some(before)), show(Some(after)), signed(Some(change))]);
+            cells.extend([share(Some(before)), share(Some(after)), signed(Some(change))]);
         }
         cells
     };
@@ -178,7 +179,7 @@ pub(super) fn scenarios(bench: &Bench) -> Option<Cells> {
             return vec!["-".to_owned(); header.len()];
         };
         let mut cells: Vec<String> = (retention.forgetting.iter())
-            .flat_map(|one| [show(Some(one.after.accuracy)), signed(Some(one.change.accuracy))])
+            .flat_map(|one| [share(Some(one.after.accuracy)), signed(Some(one.change.accuracy))])
             .collect();
         cells.push(cka(retention.last_cka()));
         cells.push(retention.encoder_change().map_or("-".into(), weights));
@@ -188,10 +189,6 @@ pub(super) fn scenarios(bench: &Bench) -> Option<Cells> {
 
 fn difference(a: Option<f64>, b: Option<f64>) -> Option<f64> {
     a.zip(b).map(|(a, b)| a - b)
-}
-
-fn show(value: Option<f64>) -> String {
-    value.map_or("-".into(), |value| format!("{value:.3}"))
 }
 
 fn signed(value: Option<f64>) -> String {

@@ -240,7 +240,8 @@ fn quality(bench: &Bench) -> Option<Cells> {
     }))
 }
 
-fn share(value: Option<f64>) -> String {
+/// Three digits, or a dash.
+pub(super) fn share(value: Option<f64>) -> String {
     value.map_or("-".into(), |value| format!("{value:.3}"))
 }
 

@@ -1,15 +1,14 @@
-//! Checkpoints while training goes on, and Ctrl-C.
+//! Checkpoints while training goes on.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
 use super::bar::Bar;
 use super::options::SaveArgs;
+use crate::cli::interrupt::Interrupt;
 use crate::data::Corpus;
 use crate::model::folder::{Settings, TaskSettings, TrainedModel};
 use crate::model::{ParamId, Source};
@@ -18,32 +17,6 @@ use crate::session::Session;
 use crate::train::state::trainer_state;
 use crate::train::{LogLine, Observer, Snapshot, TrainOptions};
 use crate::{Error, Result, checkpoint};
-
-/// Whether somebody wants the run to end.
-pub struct Interrupt(Arc<AtomicBool>);
-
-impl Interrupt {
-    /// From now on Ctrl-C (and SIGTERM) ends the run after its step; a second one ends it at once.
-    ///
-    /// # Errors
-    /// When the system does not let this process listen.
-    pub fn listen() -> Result<Self> {
-        let asked = Arc::new(AtomicBool::new(false));
-        let handler = asked.clone();
-        ctrlc::set_handler(move || {
-            if handler.swap(true, Ordering::SeqCst) {
-                std::process::exit(i32::from(Error::Interrupted.exit_code()));
-            }
-        })
-        .map_err(|e| Error::Run(format!("cannot listen for Ctrl-C: {e}")))?;
-        Ok(Self(asked))
-    }
-
-    /// Whether it should end now.
-    pub fn is_asked(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
-    }
-}
 
 /// What a run's model folders have in common.
 pub struct Model<'a> {

@@ -6,7 +6,7 @@ use crate::advise::figures::{duration, megabytes};
 use crate::advise::recommend::Confidence;
 use crate::advise::survey::{ModelAdvice, TaskAdvice};
 use crate::report::cells::Cells;
-use crate::report::table::grouped;
+use crate::report::table::{grouped, share};
 
 /// The recommendation with its reasons, and a command that follows it.
 pub fn closing(model: &ModelAdvice) -> String {
@@ -73,19 +73,17 @@ pub fn comparison(models: &[ModelAdvice]) -> Option<Titled> {
             of_cost(&|cost| megabytes(cost.memory_bytes)),
         ];
         for task in &model.tasks {
-            let point = task.curve.point(model.n_layers, model.probe_pooling());
+            let point = model.last_point(task);
             cells.extend([
                 point.map_or("-".to_owned(), |p| {
                     format!("{:.3} ±{:.3}", p.accuracy, p.standard_error)
                 }),
-                point.and_then(|p| p.logme).map_or("-".to_owned(), |value| format!("{value:.3}")),
+                share(point.and_then(|p| p.logme)),
             ]);
         }
         cells
     };
-    let logme = |model: &ModelAdvice, task: usize| {
-        model.tasks[task].curve.point(model.n_layers, model.probe_pooling())?.logme
-    };
+    let logme = |model: &ModelAdvice, task: usize| model.last_point(&model.tasks[task])?.logme;
     let first = |(at, task): (usize, &TaskAdvice)| {
         let scored = models.iter().filter_map(|model| Some((&model.model, logme(model, at)?)));
         let (best, _) = scored.max_by(|a, b| a.1.total_cmp(&b.1))?;

@@ -5,11 +5,13 @@ use crate::advise::separability::ClassSeparability;
 use crate::advise::survey::{ModelAdvice, SuspectText, TaskAdvice};
 use crate::advise::words::Fragmentation;
 use crate::model::Pooling;
-use crate::report::cells::Cells;
-use crate::report::table::{digits, grouped};
+use crate::report::cells::{Cells, shortened};
+use crate::report::table::{digits, grouped, share};
 
 /// Classes that a table shows; the document has all.
 const SHOWN_CLASSES: usize = 8;
+/// Characters of a text that a table shows.
+const SHOWN_CHARACTERS: usize = 60;
 
 pub(super) fn words(model: &ModelAdvice) -> Titled {
     let texts = &model.texts;
@@ -136,8 +138,8 @@ pub(super) fn layers(model: &ModelAdvice, task: &TaskAdvice) -> Titled {
             cells.extend([
                 format!("{mark}{:.3} ±{:.3}", point.accuracy, point.standard_error),
                 format!("{:.3}", point.macro_f1),
-                point.logme.map_or("-".to_owned(), |value| format!("{value:.3}")),
-                point.h_score.map_or("-".to_owned(), |value| format!("{value:.3}")),
+                share(point.logme),
+                share(point.h_score),
             ]);
         }
         cells
@@ -170,15 +172,14 @@ pub(super) fn classes(model: &ModelAdvice, task: &TaskAdvice) -> Titled {
     classes.sort_by(|a, b| recall(a).total_cmp(&recall(b)));
     let n_left = classes.len().saturating_sub(SHOWN_CLASSES);
     classes.truncate(SHOWN_CLASSES);
-    let show = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
     let row = |class: &&ClassSeparability| {
         let mistake = class.mistaken_for.as_ref();
         vec![
             class.label.clone(),
             class.n_rows.to_string(),
-            show(class.recall),
-            show(class.precision),
-            show(class.f1),
+            share(class.recall),
+            share(class.precision),
+            share(class.f1),
             mistake.map_or("-".to_owned(), |one| format!("{} ({})", one.label, percent(one.share))),
         ]
     };
@@ -203,7 +204,7 @@ pub(super) fn classes(model: &ModelAdvice, task: &TaskAdvice) -> Titled {
 pub(super) fn suspects(task: &TaskAdvice) -> Option<Titled> {
     let row = |suspect: &SuspectText| {
         vec![
-            shortened(&suspect.text),
+            shortened(&suspect.text, SHOWN_CHARACTERS),
             suspect.given.clone(),
             format!("{:.2}", suspect.probability_given),
             suspect.suggested.clone(),
@@ -219,12 +220,4 @@ pub(super) fn suspects(task: &TaskAdvice) -> Option<Titled> {
             suspects.iter().map(row).collect(),
         ),
     })
-}
-
-/// At most 60 characters, so that tables keep their width.
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(60) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
-    }
 }

@@ -8,7 +8,7 @@ use crate::advise::survey::{ModelAdvice, TaskAdvice};
 use crate::advise::sweep::SweepOutcome;
 use crate::advise::verdict::{DepthSummary, Trial};
 use crate::report::cells::Cells;
-use crate::report::table::{digits, grouped};
+use crate::report::table::{digits, grouped, share};
 
 pub(super) fn costs(model: &ModelAdvice) -> Titled {
     let mut header = vec![
@@ -76,16 +76,12 @@ pub(super) fn sweep(model: &ModelAdvice, sweep: &SweepOutcome) -> Titled {
     header.extend(["seconds\nof one".to_owned(), "\npredicted".to_owned()]);
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let row = |depth: &DepthSummary| {
-        let trials = || sweep.trials.iter().filter(|trial| trial.freeze == depth.freeze);
-        // Those of the most steps, which are what a depth is judged by.
-        let n_steps = trials().map(|trial| trial.n_steps).max().unwrap_or(0);
-        let longest: Vec<_> = trials().filter(|trial| trial.n_steps == n_steps).collect();
+        let longest = sweep.longest(&depth.freeze);
         let mean = |of: &dyn Fn(usize) -> Option<f64>| {
             let values: Option<Vec<f64>> = (0..longest.len()).map(of).collect();
             let values = values.filter(|values| !values.is_empty())?;
             Some(values.iter().sum::<f64>() / values.len() as f64)
         };
-        let show = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
         let freeze = &depth.freeze;
         let mut marks = Vec::new();
         if *freeze == sweep.verdict.cheapest {
@@ -102,11 +98,11 @@ pub(super) fn sweep(model: &ModelAdvice, sweep: &SweepOutcome) -> Titled {
             freeze.clone(),
             marks.join(", "),
             longest.len().to_string(),
-            n_steps.to_string(),
-            format!("{}{deviation}", show(mean(&|at| Some(longest[at].score)))),
+            longest.first().map_or(0, |trial| trial.n_steps).to_string(),
+            format!("{}{deviation}", share(mean(&|at| Some(longest[at].score)))),
         ];
         cells.extend(
-            (0..tasks.len()).map(|task| show(mean(&|at| longest[at].tasks[task].accuracy))),
+            (0..tasks.len()).map(|task| share(mean(&|at| longest[at].tasks[task].accuracy))),
         );
         let seconds =
             |of: fn(&Trial) -> f64| digits(mean(&|at| Some(of(longest[at]))).unwrap_or(0.0));

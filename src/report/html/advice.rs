@@ -131,9 +131,8 @@ fn curve(model: &ModelAdvice, task: &TaskAdvice) -> Option<String> {
 /// Every depth of a sweep by its longest trainings: what one takes, and what it gives.
 fn proof(model: &ModelAdvice, sweep: &SweepOutcome) -> Option<String> {
     let point = |freeze: &String| {
-        let trials = || sweep.trials.iter().filter(|trial| trial.freeze == *freeze);
-        let n_steps = trials().map(|trial| trial.n_steps).max()?;
-        let longest: Vec<_> = trials().filter(|trial| trial.n_steps == n_steps).collect();
+        let longest = sweep.longest(freeze);
+        let n_steps = longest.first()?.n_steps;
         let mean = |of: fn(&Trial) -> f64| {
             longest.iter().map(|trial| of(trial)).sum::<f64>() / longest.len() as f64
         };

@@ -1,6 +1,7 @@
 //! Charts of points: a field with axes, and points that are cost and gain.
 
 use super::svg::{Anchor, Scale, Svg};
+use crate::report::cells::shortened;
 
 /// Of all charts.
 pub const WIDTH: f64 = 960.0;
@@ -11,12 +12,9 @@ pub fn tick_text(value: f64) -> String {
     format!("{}", (value * 1e9).round() / 1e9)
 }
 
-/// At most 30 characters: what fits beside a bar.
-pub fn shortened(text: &str) -> String {
-    match text.char_indices().nth(30) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
-    }
+/// What fits beside a bar or a point.
+pub fn short_name(text: &str) -> String {
+    shortened(text, 30)
 }
 
 /// The frame of a chart of points: axes with their names.
@@ -96,7 +94,7 @@ pub fn scatter(points: &[Point], axes: [&str; 2], label: &str) -> Option<String>
             label[1] = other[1] + 13.0;
         }
         labels.push(label);
-        svg.text(label, Anchor::Start, "", &shortened(&point.name));
+        svg.text(label, Anchor::Start, "", &short_name(&point.name));
     }
     Some(svg.finish(label))
 }

@@ -1,6 +1,6 @@
 //! The pictures of a bench: time, memory, accuracy against cost, roofline, training curves.
 
-use super::axes::{FIELD, HEIGHT, Point, WIDTH, ends, frame, scatter, shortened, tick_text};
+use super::axes::{FIELD, HEIGHT, Point, WIDTH, ends, frame, scatter, short_name, tick_text};
 use super::svg::{Anchor, Scale, Svg, fill, stroke};
 use crate::measure::scenarios::OpTime;
 use crate::plan::{Family, Phase};
@@ -49,7 +49,7 @@ fn bars(
     for (at, row) in bench.rows.iter().enumerate() {
         let y = top + 6.0 + PITCH * at as f64;
         let name = name(bench, row);
-        svg.text([LEFT - 8.0, y + 14.0], Anchor::End, "", &shortened(&name));
+        svg.text([LEFT - 8.0, y + 14.0], Anchor::End, "", &short_name(&name));
         let values = values(row);
         let mut sum = 0.0;
         for (part, value) in values.iter().enumerate() {
@@ -228,7 +228,7 @@ pub fn curves(bench: &Bench) -> Option<String> {
         }
         let (x, y) = (right + 20.0, top + 8.0 + 20.0 * at as f64);
         svg.rect([x, y - 9.0, 11.0, 11.0], &fill(at), freeze);
-        svg.text([x + 16.0, y], Anchor::Start, "", &shortened(freeze));
+        svg.text([x + 16.0, y], Anchor::Start, "", &short_name(freeze));
     }
     Some(svg.finish("Training and evaluation loss over the steps of each scenario"))
 }
