@@ -56,6 +56,7 @@
 //! | [`plan`] | the step: ops, pruning, fusion, cost, layout, printing | I/O, devices |
 //! | [`backend`] | running plans: reference (f64), CPU, and CUDA kernels on a GPU or emulated | models, masks, files, scenarios |
 //! | [`session`] | a network's values on a backend | data, scenarios |
+//! | [`cache`] | what lies below the frost line, computed once | training |
 //! | [`predict`], [`features`] | labels, probabilities and embeddings of texts, hidden states | rendering |
 //! | [`probe`] | logistic regression on fixed vectors | where vectors are from |
 //! | [`train`] | epochs, evaluation, the proof of freezing, what training changed | rendering |

@@ -42,8 +42,10 @@ pub struct Scored {
     pub depth: usize,
     /// More is better.
     pub score: f64,
-    pub standard_error: f64,
 }
+
+/// The standard error of the difference of two depths' scores; None where it is not known.
+pub type ErrorBetween<'a> = &'a dyn Fn(usize, usize) -> Option<f64>;
 
 /// The rungs of a sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,11 +96,11 @@ impl Rungs {
     }
 
     /// The trials of the rung behind `rung`, of whose trials `scored` tells; none where that was the last.
-    pub fn next(&self, rung: usize, scored: &[Scored]) -> Vec<Planned> {
+    pub fn next(&self, rung: usize, scored: &[Scored], error: ErrorBetween) -> Vec<Planned> {
         match (self.search, rung) {
-            (Search::Halving, 0) => self.at_full_length(survivors(scored, self.keep)),
+            (Search::Halving, 0) => self.at_full_length(survivors(scored, self.keep, error)),
             (Search::Halving, 1) => {
-                let alike = by_score(scored).first().map(|best| like(best, scored));
+                let alike = by_score(scored).first().map(|best| like(best, scored, error));
                 let cheapest = alike.into_iter().flatten().next();
                 cheapest.map_or_else(Vec::new, |one| self.with_other_seeds(one.depth).collect())
             }
@@ -159,10 +161,10 @@ fn by_score(scored: &[Scored]) -> Vec<Scored> {
 }
 
 /// The depths that go on, the most frozen first: the best, those near it, and if need be the next best.
-fn survivors(scored: &[Scored], keep: Option<usize>) -> Vec<usize> {
+fn survivors(scored: &[Scored], keep: Option<usize>, error: ErrorBetween) -> Vec<usize> {
     let sorted = by_score(scored);
     let Some(best) = sorted.first() else { return Vec::new() };
-    let mut near: Vec<Scored> = like(best, scored).collect();
+    let mut near = like(best, scored, error);
     near.sort_by_key(|one| (Some(one.depth) != keep, one.depth));
     let mut depths: Vec<usize> = Vec::new();
     for one in [*best].iter().chain(&near).chain(&sorted) {
@@ -174,13 +176,13 @@ fn survivors(scored: &[Scored], keep: Option<usize>) -> Vec<usize> {
     depths
 }
 
-/// Those whose score is below the best by less than the standard error of a difference, in their order; the best is one
-/// of them.
-fn like<'a>(best: &Scored, scored: &'a [Scored]) -> impl Iterator<Item = Scored> + 'a {
-    let best = *best;
-    let is_like_it =
-        move |one: &&Scored| best.score - one.score < best.standard_error.hypot(one.standard_error);
-    scored.iter().filter(is_like_it).copied()
+/// The best, and those whose score is below it by less than the standard error of the difference, in their order.
+fn like(best: &Scored, scored: &[Scored], error: ErrorBetween) -> Vec<Scored> {
+    let is_like_it = |one: &&Scored| {
+        let is_near = |error| best.score - one.score < error;
+        one.depth == best.depth || error(best.depth, one.depth).is_some_and(is_near)
+    };
+    scored.iter().filter(is_like_it).copied().collect()
 }
 
 #[cfg(test)]
@@ -192,9 +194,17 @@ mod tests {
     }
 
     fn scored(scores: &[f64]) -> Vec<Scored> {
-        let one =
-            |(depth, score): (usize, &f64)| Scored { depth, score: *score, standard_error: 0.02 };
+        let one = |(depth, score): (usize, &f64)| Scored { depth, score: *score };
         scores.iter().enumerate().map(one).collect()
+    }
+
+    /// What follows where two scores are told apart from 0.028 on.
+    fn next(rungs: &Rungs, rung: usize, scored: &[Scored]) -> Vec<Planned> {
+        let error = |a, b| {
+            assert_ne!(a, b);
+            Some(0.028)
+        };
+        rungs.next(rung, scored, &error)
     }
 
     /// Depth, seed and steps of each.
@@ -207,7 +217,7 @@ mod tests {
         let rungs = rungs(Search::Full, 2, 3, 50);
         let expected = [(0, 0, 50), (0, 1, 50), (0, 2, 50), (1, 0, 50), (1, 1, 50), (1, 2, 50)];
         assert_eq!(shown(&rungs.first()), expected);
-        assert!(rungs.next(0, &scored(&[0.5, 0.6])).is_empty());
+        assert!(next(&rungs, 0, &scored(&[0.5, 0.6])).is_empty());
         assert_eq!(rungs.seconds_behind(0, &[0, 1], &|_| 1.0), [0.0; 2]);
     }
 
@@ -217,35 +227,33 @@ mod tests {
         let first = rungs.first();
         assert_eq!(first.len(), 7);
         assert!(first.iter().all(|one| (one.rung, one.seed, one.n_steps) == (0, 0, 50)));
-        let second = rungs.next(0, &scored(&[0.5, 0.7, 0.6, 0.8, 0.1, 0.2, 0.3]));
+        let second = next(&rungs, 0, &scored(&[0.5, 0.7, 0.6, 0.8, 0.1, 0.2, 0.3]));
         assert_eq!(shown(&second), [(1, 0, 300), (3, 0, 300)]);
         let pair = |score| [scored(&[0.5, score])[1], scored(&[0.5, 0.7, 0.6, 0.8])[3]];
-        let third = rungs.next(1, &pair(0.7));
+        let third = next(&rungs, 1, &pair(0.7));
         assert_eq!(shown(&third), [(3, 1, 300), (3, 2, 300)]);
         assert!(third.iter().all(|trial| trial.rung == 2));
-        // The error of a difference is 0.028.
-        assert_eq!(shown(&rungs.next(1, &pair(0.78))), [(1, 1, 300), (1, 2, 300)]);
-        assert!(rungs.next(2, &scored(&[0.8])).is_empty());
+        assert_eq!(shown(&next(&rungs, 1, &pair(0.78))), [(1, 1, 300), (1, 2, 300)]);
+        assert!(next(&rungs, 2, &scored(&[0.8])).is_empty());
     }
 
     #[test]
     fn equals_are_cheap_ones() {
         let one = rungs(Search::Halving, 4, 2, 300);
-        assert_eq!(shown(&one.next(0, &scored(&[0.5; 4]))), [(0, 0, 300), (1, 0, 300)]);
-        assert_eq!(shown(&one.next(1, &scored(&[0.5; 2]))), [(0, 1, 300)]);
+        assert_eq!(shown(&next(&one, 0, &scored(&[0.5; 4]))), [(0, 0, 300), (1, 0, 300)]);
+        assert_eq!(shown(&next(&one, 1, &scored(&[0.5; 2]))), [(0, 1, 300)]);
         let nine = rungs(Search::Halving, 9, 1, 300);
-        assert_eq!(nine.next(0, &scored(&[0.5; 9])).len(), 3);
-        assert!(nine.next(1, &scored(&[0.5; 3])).is_empty(), "no other seed");
+        assert_eq!(next(&nine, 0, &scored(&[0.5; 9])).len(), 3);
+        assert!(next(&nine, 1, &scored(&[0.5; 3])).is_empty(), "no other seed");
     }
 
     #[test]
     fn the_cheap_and_near_go_on() {
         let on = |scores: &[f64], keep| {
             let rungs = Rungs { keep, ..rungs(Search::Halving, scores.len(), 1, 300) };
-            let trials = rungs.next(0, &scored(scores));
+            let trials = next(&rungs, 0, &scored(scores));
             trials.iter().map(|trial| trial.depth).collect::<Vec<_>>()
         };
-        // The error of a difference is 0.028.
         assert_eq!(on(&[0.7, 0.78, 0.79, 0.8], None), [1, 3]);
         assert_eq!(on(&[0.7, 0.78, 0.79, 0.8], Some(2)), [2, 3]);
         assert_eq!(on(&[0.7, 0.78, 0.79, 0.8], Some(0)), [1, 3], "too far to be kept");
@@ -263,7 +271,7 @@ mod tests {
         let few = rungs(Search::Halving, 2, 2, 300);
         assert_eq!(shown(&few.first()), [(0, 0, 300), (1, 0, 300)]);
         assert_eq!(few.first()[0].rung, 1);
-        assert_eq!(shown(&few.next(1, &scored(&[0.5, 0.6]))), [(1, 1, 300)]);
+        assert_eq!(shown(&next(&few, 1, &scored(&[0.5, 0.6]))), [(1, 1, 300)]);
     }
 
     #[test]

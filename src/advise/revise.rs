@@ -143,17 +143,17 @@ fn scores_beside(advised: Option<&str>, sweep: &SweepOutcome) -> String {
 fn doubts_of(sweep: &SweepOutcome) -> Vec<String> {
     let verdict = &sweep.verdict;
     let mut doubts = Vec::new();
-    let full = || verdict.depths.iter().filter(|depth| depth.n_full > 0);
-    if full().any(|depth| depth.n_full < 3) {
+    let mut full = verdict.depths.iter().filter(|depth| depth.n_full > 0);
+    if full.any(|depth| depth.n_full < 3) {
         doubts.push(
             "depths with fewer than three seeds are compared: what a seed alone changes may be as much".to_owned(),
         );
     }
-    let error = full().find(|depth| depth.freeze == verdict.winner);
-    if let Some(error) = error.and_then(|depth| depth.standard_error).filter(|error| *error > 0.01)
-    {
+    let errors = verdict.depths.iter().filter_map(|depth| depth.behind);
+    let largest = errors.map(|behind| behind.standard_error).max_by(f64::total_cmp);
+    if let Some(error) = largest.filter(|error| *error > 0.01) {
         doubts.push(format!(
-            "so few evaluation rows leave a standard error of {} points: differences below that say nothing",
+            "so few evaluation rows leave differences a standard error of up to {} points: what is below that says nothing",
             points(error)
         ));
     }
@@ -188,34 +188,23 @@ mod tests {
     use super::*;
     use crate::advise::forecast::Forecast;
     use crate::advise::halving::Search;
-    use crate::advise::verdict::{TaskScore, Trial, verdict};
+    use crate::advise::verdict::tests::trial;
+    use crate::advise::verdict::{Trial, verdict};
+    use crate::train::Metric;
 
-    /// Trials of three depths: freeze, steps and score.
-    fn sweep(trials: &[(&str, u64, f64)]) -> SweepOutcome {
-        let trial = |&(freeze, n_steps, score): &(&str, u64, f64)| Trial {
-            rung: 0,
-            freeze: freeze.to_owned(),
-            seed: 1,
-            n_steps,
-            score,
-            standard_error: 0.01,
-            tasks: vec![TaskScore {
-                task: "topic".to_owned(),
-                accuracy: Some(score),
-                macro_f1: Some(score),
-            }],
-            is_cached: true,
-            predicted_seconds: 1.0,
-            seconds: 2.0,
+    /// Trials of three depths: freeze, steps and rows that are right, each from another row on.
+    fn sweep(trials: &[(&str, u64, usize)]) -> SweepOutcome {
+        let trial = |(at, &(freeze, n_steps, n_right)): (usize, &(&str, u64, usize))| {
+            trial(freeze, (0, n_steps), (10 - 5 * at, n_right))
         };
-        let trials: Vec<Trial> = trials.iter().map(trial).collect();
+        let trials: Vec<Trial> = trials.iter().enumerate().map(trial).collect();
         let freezes = ["backbone", "lower:1", "none"].map(str::to_owned);
         SweepOutcome {
             search: Search::Full,
             metric: "accuracy".to_owned(),
             seeds: vec![1],
             n_steps: 60,
-            verdict: verdict(&trials, &freezes, 60).unwrap(),
+            verdict: verdict(&trials, &freezes, 60, &Metric::Accuracy(None)).unwrap(),
             trials,
             forecast: Forecast {
                 n_steps: 60,
@@ -244,8 +233,8 @@ mod tests {
         }
     }
 
-    const TRIALS: [(&str, u64, f64); 3] =
-        [("backbone", 60, 0.7), ("lower:1", 60, 0.79), ("none", 60, 0.8)];
+    const TRIALS: [(&str, u64, usize); 3] =
+        [("backbone", 60, 70), ("lower:1", 60, 79), ("none", 60, 80)];
 
     #[test]
     fn the_sweep_wins() {
@@ -266,7 +255,7 @@ mod tests {
             |freeze: &str| revise(&advised(freeze), &sweep(&TRIALS), &[]).reasons[1].clone();
         assert!(reason("lower:1").contains("the same"));
         assert!(reason("none").contains("as good up to one standard error and costs more"));
-        let short = sweep(&[("backbone", 10, 0.7), TRIALS[1], TRIALS[2]]);
+        let short = sweep(&[("backbone", 10, 70), TRIALS[1], TRIALS[2]]);
         let found = revise(&advised("backbone"), &short, &[]);
         assert!(found.reasons[1].contains("left behind after a short training"), "{found:?}");
     }

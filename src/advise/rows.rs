@@ -115,11 +115,12 @@ fn evenness(counts: &[usize]) -> f64 {
 /// A class with a single row is no fault where two others have more.
 ///
 /// # Errors
-/// [`Error::Usage`] for the first task whose labelled training rows all have the same text, are all of one class, have
+/// [`Error::Content`] for the file of the first task whose labelled training rows all have the same text, are all of one class, have
 /// no second class with two rows (one to fit a probe on, one to test it), or are fewer than [`LEAST_ROWS`].
 pub fn check(corpus: &Corpus) -> Result<()> {
     for (task, info) in corpus.tasks.iter().enumerate() {
         let name = &info.name;
+        let refused = |problem: String| Err(Error::content(&info.path, problem));
         let mut counts = vec![0_usize; info.labels.len()];
         let mut texts = HashSet::new();
         for (text, class) in labelled(&corpus.train, task) {
@@ -128,31 +129,31 @@ pub fn check(corpus: &Corpus) -> Result<()> {
         }
         let rows: usize = counts.iter().sum();
         if rows < LEAST_ROWS {
-            return Err(Error::usage(format!(
+            return refused(format!(
                 "task `{name}` has {rows} labelled training rows; advice needs at least {LEAST_ROWS}"
-            )));
+            ));
         }
         if texts.len() == 1 {
-            return Err(Error::usage(format!(
+            return refused(format!(
                 "task `{name}`: all {rows} labelled training rows have the same text; is that the right text column \
                  (--task NAME=FILE:TEXT:LABEL)?"
-            )));
+            ));
         }
         let repeated: Vec<usize> = (0..counts.len()).filter(|class| counts[*class] > 1).collect();
         let present = counts.iter().filter(|count| **count > 0).count();
         match repeated[..] {
             [only] if present == 1 => {
-                return Err(Error::usage(format!(
+                return refused(format!(
                     "task `{name}`: all {rows} labelled training rows are of class `{}`; advice needs two classes",
                     info.labels[only]
-                )));
+                ));
             }
             [] | [_] => {
-                return Err(Error::usage(format!(
+                return refused(format!(
                     "task `{name}`: advice needs two classes with two training rows or more, one to learn from and \
                      one to test with; there are {} such classes among {present}",
                     repeated.len()
-                )));
+                ));
             }
             _ => {}
         }
@@ -180,8 +181,9 @@ mod tests {
         let (corpus, _) = corpus(&[2, 3], [&rows, &[]], 8);
         match (check(&corpus), fault) {
             (Ok(()), None) => {}
-            (Err(error @ Error::Usage(_)), Some(parts)) => {
+            (Err(error @ Error::Content { .. }), Some(parts)) => {
                 for part in parts {
+                    assert!(error.to_string().starts_with("rows.csv: "), "{error}");
                     assert!(error.to_string().contains(part), "`{part}` is not in: {error}");
                 }
             }

@@ -14,11 +14,11 @@ use super::rows::RowProfile;
 use super::sample::probed_rows;
 use super::separability::ClassSeparability;
 use super::sweep::SweepOutcome;
+use super::vectors::{Origin, VectorStore, probed_vectors};
 use super::votes::expected_loss;
 use super::words::TextProfile;
 use crate::batch::Batch;
 use crate::data::{Corpus, Tokenizer};
-use crate::features::layer_vectors;
 use crate::measure::{Ceilings, Pace};
 use crate::model::{Network, Pooling};
 use crate::session::Session;
@@ -41,6 +41,8 @@ pub struct Question<'a> {
     /// Bytes that a cache may have at most.
     pub cache_limit_bytes: u64,
     pub limits: Limits,
+    /// Where vectors are kept for later advice; None for nowhere.
+    pub vectors: Option<VectorStore<'a>>,
 }
 
 /// A part of a survey that takes a while, told before it begins.
@@ -63,6 +65,8 @@ pub trait SurveyObserver: Sync {
     fn begin(&self, stage: Stage);
     /// So many units of the part are done.
     fn done(&self, n: usize);
+    /// Where the vectors came from.
+    fn vectors(&self, origin: &Origin);
 }
 
 /// All that is said about one model.
@@ -169,7 +173,9 @@ pub fn survey(
     let texts = TextProfile::new(&corpus.train, question.tokenizer)?;
     let examples = probed_rows(corpus, train.seed);
     observer.begin(Stage::Vectors { n_texts: examples.len() });
-    let vectors = layer_vectors(session, corpus, &corpus.train, &examples, |n| observer.done(n))?;
+    let done = |n| observer.done(n);
+    let (vectors, origin) = probed_vectors(session, corpus, &examples, question.vectors, done)?;
+    observer.vectors(&origin);
     let labels = TaskLabels::of(corpus, &corpus.train, &examples);
     let n_points = n_points(&vectors, labels.len());
     observer.begin(Stage::Probes { n_points });

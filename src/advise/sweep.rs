@@ -10,8 +10,9 @@ use serde::Serialize;
 use super::candidates::Candidate;
 use super::forecast::{Forecast, Prices};
 use super::halving::{Planned, Rungs, Scored, Search};
+use super::paired::paired_error;
 use super::progress::{Steps, SweepObserver, UpcomingTrial};
-use super::verdict::{TaskScore, Trial, Verdict, standard_error, verdict};
+use super::verdict::{TaskScore, Trial, Verdict, verdict};
 use crate::cache::{CacheOptions, CachePlace, Shelf};
 use crate::data::Corpus;
 use crate::measure::Pace;
@@ -182,11 +183,10 @@ impl<'a> Sweep<'a> {
             for at in 0..planned.len() {
                 let trial = run.trial(&planned[at..], observer)?;
                 observer.end(&trial)?;
-                let (score, standard_error) = (trial.score, trial.standard_error);
-                scored.push(Scored { depth: planned[at].depth, score, standard_error });
+                scored.push(Scored { depth: planned[at].depth, score: trial.score });
                 run.trials.push(trial);
             }
-            planned = self.rungs.next(rung, &scored);
+            planned = self.rungs.next(rung, &scored, &|a, b| run.error_between(rung, a, b));
         }
         self.outcome(run)
     }
@@ -199,7 +199,7 @@ impl<'a> Sweep<'a> {
         let Run { trials, fill_seconds, .. } = run;
         let freezes: Vec<String> =
             self.subject.candidates.iter().map(|candidate| candidate.freeze.clone()).collect();
-        let verdict = verdict(&trials, &freezes, self.rungs.n_steps);
+        let verdict = verdict(&trials, &freezes, self.rungs.n_steps, &self.options.metric);
         Ok(SweepOutcome {
             search: self.options.search,
             metric: self.options.metric.name(),
@@ -337,11 +337,10 @@ impl Run<'_> {
         let seconds = begun.elapsed().as_secs_f64() - filling;
         self.fill_seconds += filling;
         self.done_seconds += predicted_seconds;
-        let measured = outcome.eval.and_then(|quality| {
-            let score = options.metric.of(&quality)?;
-            Some((score, standard_error(&options.metric, &quality)?, TaskScore::all(&quality)))
-        });
-        let (score, standard_error, tasks) = measured.ok_or_else(|| {
+        let measured = outcome
+            .eval
+            .and_then(|quality| Some((options.metric.of(&quality)?, TaskScore::all(quality))));
+        let (score, tasks) = measured.ok_or_else(|| {
             let metric = options.metric.name();
             Error::usage(format!("{metric}: none of the evaluation rows has a label of it"))
         })?;
@@ -351,7 +350,6 @@ impl Run<'_> {
             seed,
             n_steps: planned.n_steps,
             score,
-            standard_error,
             tasks,
             is_cached: cache.is_some(),
             predicted_seconds,
@@ -383,6 +381,16 @@ impl Run<'_> {
             observer.fill(n_done, n_examples)
         };
         self.shelf.fill(session, subject.corpus, &wanted, &step, &values, &mut progress)
+    }
+
+    /// See [`paired_error`], of two depths on a rung.
+    fn error_between(&self, rung: usize, these: usize, those: usize) -> Option<f64> {
+        let of = |depth: usize| -> Vec<&Trial> {
+            let freeze = &self.sweep.subject.candidates[depth].freeze;
+            let is_of = |trial: &&Trial| trial.rung == rung && trial.freeze == *freeze;
+            self.trials.iter().filter(is_of).collect()
+        };
+        paired_error(&self.sweep.options.metric, &of(these), &of(those))
     }
 
     /// What follows the first of the trials that are left of a rung.

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::paired::paired_error;
 use crate::train::evaluate::TaskQuality;
 use crate::train::{Metric, Quality};
 
@@ -15,8 +16,6 @@ pub struct Trial {
     pub n_steps: u64,
     /// The metric on the evaluation rows at its end.
     pub score: f64,
-    /// See [`standard_error`].
-    pub standard_error: f64,
     pub tasks: Vec<TaskScore>,
     /// Whether its frozen part was read from a cache.
     pub is_cached: bool,
@@ -31,6 +30,9 @@ pub struct TaskScore {
     pub task: String,
     pub accuracy: Option<f64>,
     pub macro_f1: Option<f64>,
+    /// Of each such row whether it was right, in the order that all trials have.
+    #[serde(skip)]
+    pub hits: Vec<bool>,
 }
 
 /// What became of a depth.
@@ -45,9 +47,17 @@ pub struct DepthSummary {
     pub mean: Option<f64>,
     /// Its standard deviation over the seeds (n - 1); None for less than two.
     pub sd: Option<f64>,
-    /// The mean of the trials' errors at full length. It does not fall with the number of seeds: all are evaluated on
-    /// the same rows.
-    pub standard_error: Option<f64>,
+    /// None for the winner, and where there was no trial at full length.
+    pub behind: Option<Behind>,
+}
+
+/// How far a depth is behind the winner.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Behind {
+    /// The winner's mean less the depth's.
+    pub difference: f64,
+    /// See [`paired_error`].
+    pub standard_error: f64,
 }
 
 /// What a sweep has found out.
@@ -57,12 +67,11 @@ pub struct Verdict {
     pub depths: Vec<DepthSummary>,
     /// The best mean at full length; of equals the most frozen.
     pub winner: String,
-    /// Others at full length whose mean is below the winner's by less than the standard error of a difference, the most
-    /// frozen first.
+    /// Others at full length whose mean is below the winner's by less than the standard error of the difference, the
+    /// most frozen first.
     ///
-    /// That error is √(a² + b²) of the two errors, as if they were of different rows; they are of the same, on which two
-    /// depths are often wrong together. To prefer the simplest of those within one standard error is Breiman's rule
-    /// (Breiman et al., 1984), and no test: a difference of that size comes by chance often.
+    /// To prefer the simplest of those within one standard error is Breiman's rule (Breiman et al., 1984), and no test: a
+    /// difference of that size comes by chance often.
     pub not_told_apart: Vec<String>,
     /// The most frozen of the winner and these, which costs least.
     pub cheapest: String,
@@ -70,168 +79,157 @@ pub struct Verdict {
 
 impl TaskScore {
     /// The shares of every task.
-    pub(super) fn all(quality: &Quality) -> Vec<Self> {
-        let of = |task: &TaskQuality| Self {
-            task: task.task.clone(),
+    pub(super) fn all(quality: Quality) -> Vec<Self> {
+        let of = |task: TaskQuality| Self {
+            task: task.task,
             accuracy: task.confusion.accuracy(),
             macro_f1: task.confusion.macro_f1(),
+            hits: task.hits,
         };
-        quality.tasks.iter().map(of).collect()
+        quality.tasks.into_iter().map(of).collect()
     }
 }
 
-/// The standard error of a score by the number of rows that it is of; None without rows.
-///
-/// A task's accuracy p over n rows has √(p (1 - p) / n), the binomial distribution's, where p counts one row more of
-/// either kind, so that no share is beyond doubt. A macro F1 has no such formula and takes its accuracy's, which is too
-/// small where labels are rare. The error of a mean over tasks is the mean of their errors, and no more than that
-/// whatever the tasks, often on the same rows, have to do with each other.
-pub fn standard_error(metric: &Metric, quality: &Quality) -> Option<f64> {
-    let asked =
-        quality.tasks.iter().filter(|task| metric.task().is_none_or(|name| name == task.task));
-    let errors: Vec<f64> = asked
-        .filter_map(|task| {
-            let n_rows = task.confusion.n_rows() as f64;
-            let share = (task.confusion.accuracy()? * n_rows + 1.0) / (n_rows + 2.0);
-            Some((share * (1.0 - share) / n_rows).sqrt())
-        })
-        .collect();
-    mean(&errors)
-}
-
-/// What `trials` say of the depths `freezes`, the most frozen first; None where none was trained for `n_steps`, which is
-/// full length.
-pub fn verdict(trials: &[Trial], freezes: &[String], n_steps: u64) -> Option<Verdict> {
-    let depths: Vec<DepthSummary> =
-        freezes.iter().map(|freeze| summary(trials, freeze, n_steps)).collect();
-    let mut winner: Option<&DepthSummary> = None;
-    for depth in &depths {
-        let is_better = |best: &DepthSummary| depth.mean > best.mean;
-        if depth.mean.is_some() && winner.is_none_or(is_better) {
-            winner = Some(depth);
+/// What `trials` say of the depths `freezes`, the most frozen first, which `metric` compares; None where none was trained
+/// for `n_steps`, which is full length.
+pub fn verdict(
+    trials: &[Trial],
+    freezes: &[String],
+    n_steps: u64,
+    metric: &Metric,
+) -> Option<Verdict> {
+    let full = |freeze: &String| -> Vec<&Trial> {
+        let is_full = |trial: &&Trial| trial.freeze == *freeze && trial.n_steps == n_steps;
+        trials.iter().filter(is_full).collect()
+    };
+    let full: Vec<Vec<&Trial>> = freezes.iter().map(full).collect();
+    let means: Vec<Option<f64>> =
+        full.iter().map(|trials| mean(trials.iter().map(|trial| trial.score))).collect();
+    let mut winner: Option<usize> = None;
+    for (at, own) in means.iter().enumerate() {
+        if own.is_some() && winner.is_none_or(|best| *own > means[best]) {
+            winner = Some(at);
         }
     }
     let winner = winner?;
-    let is_like_it = |depth: &&DepthSummary| {
-        difference(winner, depth).is_some_and(|(difference, error)| difference < error)
+    let depth = |at: usize| {
+        let rung =
+            trials.iter().filter(|trial| trial.freeze == freezes[at]).map(|trial| trial.rung);
+        let scores = full[at].iter().map(|trial| trial.score);
+        let behind = || {
+            Some(Behind {
+                difference: means[winner]? - means[at]?,
+                standard_error: paired_error(metric, &full[winner], &full[at])?,
+            })
+        };
+        DepthSummary {
+            freeze: freezes[at].clone(),
+            rung: rung.max().unwrap_or(0),
+            n_full: full[at].len(),
+            mean: means[at],
+            sd: means[at].and_then(|mean| deviation(mean, scores)),
+            behind: (at != winner).then(behind).flatten(),
+        }
     };
-    let alike: Vec<&DepthSummary> = depths.iter().filter(is_like_it).collect();
-    let others = alike.iter().filter(|depth| depth.freeze != winner.freeze);
+    let depths: Vec<DepthSummary> = (0..freezes.len()).map(depth).collect();
+    let is_near = |at: &usize| {
+        depths[*at].behind.is_some_and(|behind| behind.difference < behind.standard_error)
+    };
+    let near: Vec<usize> = (0..depths.len()).filter(is_near).collect();
+    let cheapest = near.first().map_or(winner, |first| winner.min(*first));
     Some(Verdict {
-        winner: winner.freeze.clone(),
-        not_told_apart: others.map(|depth| depth.freeze.clone()).collect(),
-        // The winner is like itself.
-        cheapest: alike.first().map_or(&winner.freeze, |depth| &depth.freeze).clone(),
+        winner: freezes[winner].clone(),
+        not_told_apart: near.into_iter().map(|at| freezes[at].clone()).collect(),
+        cheapest: freezes[cheapest].clone(),
         depths,
     })
 }
 
-/// How far a depth's mean is below the winner's, and the standard error of that.
-fn difference(winner: &DepthSummary, other: &DepthSummary) -> Option<(f64, f64)> {
-    let error = winner.standard_error?.hypot(other.standard_error?);
-    Some((winner.mean? - other.mean?, error))
+/// The standard deviation (n - 1); None of less than two.
+fn deviation(mean: f64, scores: impl ExactSizeIterator<Item = f64>) -> Option<f64> {
+    let n = scores.len();
+    let squares: f64 = scores.map(|score| (score - mean).powi(2)).sum();
+    (n > 1).then(|| (squares / (n - 1) as f64).sqrt())
 }
 
-fn summary(trials: &[Trial], freeze: &str, n_steps: u64) -> DepthSummary {
-    let own: Vec<&Trial> = trials.iter().filter(|trial| trial.freeze == freeze).collect();
-    let full = || own.iter().filter(|trial| trial.n_steps == n_steps);
-    let scores: Vec<f64> = full().map(|trial| trial.score).collect();
-    let errors: Vec<f64> = full().map(|trial| trial.standard_error).collect();
-    let mean_score = mean(&scores);
-    let deviation = |mean: f64| {
-        let squares: f64 = scores.iter().map(|score| (score - mean).powi(2)).sum();
-        (squares / (scores.len() - 1) as f64).sqrt()
-    };
-    DepthSummary {
-        freeze: freeze.to_owned(),
-        rung: own.iter().map(|trial| trial.rung).max().unwrap_or(0),
-        n_full: scores.len(),
-        mean: mean_score,
-        sd: mean_score.filter(|_| scores.len() > 1).map(deviation),
-        standard_error: mean(&errors),
-    }
-}
-
-fn mean(values: &[f64]) -> Option<f64> {
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+/// None of nothing.
+pub(super) fn mean(values: impl ExactSizeIterator<Item = f64>) -> Option<f64> {
+    let n = values.len();
+    (n > 0).then(|| values.sum::<f64>() / n as f64)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::train::metrics::Confusion;
 
-    fn trial(freeze: &str, rung: usize, n_steps: u64, score: f64) -> Trial {
+    /// A trial that is right on `n_right` of 100 rows, the first of which is `first`.
+    pub fn trial(
+        freeze: &str,
+        (rung, n_steps): (usize, u64),
+        (first, n_right): (usize, usize),
+    ) -> Trial {
+        let score = n_right as f64 / 100.0;
+        let hits = (0..100).map(|row| (first..first + n_right).contains(&row)).collect();
         Trial {
             rung,
             freeze: freeze.to_owned(),
             seed: 1,
             n_steps,
             score,
-            standard_error: 0.03,
-            tasks: Vec::new(),
+            tasks: vec![TaskScore {
+                task: "topic".to_owned(),
+                accuracy: Some(score),
+                macro_f1: Some(score),
+                hits,
+            }],
             is_cached: true,
             predicted_seconds: 1.0,
-            seconds: 1.0,
+            seconds: 2.0,
         }
     }
 
-    fn freezes(all: &[&str]) -> Vec<String> {
-        all.iter().map(|freeze| freeze.to_string()).collect()
+    fn of(trials: &[Trial], freezes: &[&str], n_steps: u64) -> Option<Verdict> {
+        let freezes: Vec<String> = freezes.iter().map(|freeze| freeze.to_string()).collect();
+        verdict(trials, &freezes, n_steps, &Metric::Accuracy(None))
     }
 
     #[test]
     fn the_best_mean_wins_and_the_near_are_named() {
         let trials = [
-            trial("backbone", 0, 10, 0.99),
-            trial("lower:2", 1, 60, 0.80),
-            trial("lower:1", 2, 60, 0.80),
-            trial("lower:1", 2, 60, 0.84),
-            trial("none", 1, 60, 0.70),
+            trial("backbone", (0, 10), (0, 99)),
+            trial("lower:2", (1, 60), (10, 80)),
+            trial("lower:1", (2, 60), (0, 80)),
+            trial("lower:1", (2, 60), (0, 84)),
+            trial("none", (1, 60), (0, 70)),
         ];
-        let all = freezes(&["backbone", "lower:2", "lower:1", "none"]);
-        let verdict = verdict(&trials, &all, 60).unwrap();
+        let verdict = of(&trials, &["backbone", "lower:2", "lower:1", "none"], 60).unwrap();
         assert_eq!((verdict.winner.as_str(), verdict.cheapest.as_str()), ("lower:1", "lower:2"));
-        // The error of a difference is 0.0424: 0.02 is within, 0.12 is not.
         assert_eq!(verdict.not_told_apart, ["lower:2"]);
-        let [backbone, lower2, lower1, _] = verdict.depths.as_slice() else { panic!() };
+        let [backbone, lower2, lower1, none] = verdict.depths.as_slice() else { panic!() };
         assert_eq!((backbone.rung, backbone.n_full, backbone.mean), (0, 0, None));
+        assert_eq!((backbone.behind, lower1.behind), (None, None));
         assert_eq!((lower2.n_full, lower2.sd), (1, None));
         assert_eq!((lower1.rung, lower1.n_full), (2, 2));
         // 0.04 apart, over √2.
         assert!((lower1.sd.unwrap() - 0.02 * 2.0_f64.sqrt()).abs() <= 1e-12);
         assert!((lower1.mean.unwrap() - 0.82).abs() <= 1e-12);
-        assert!((lower1.standard_error.unwrap() - 0.03).abs() <= 1e-12);
+        // Rows 0 to 9 speak for lower:1, 84 to 89 against it, and 80 to 83 half; 70 to 79 against none, 80 to 83 half.
+        for (depth, difference, [squares, sum]) in
+            [(lower2, 0.02, [17.0, 2.0]), (none, 0.12, [11.0, 12.0])]
+        {
+            let behind = depth.behind.unwrap();
+            let error = (squares + 1.0 - f64::powi(sum, 2) / 102.0).sqrt() / 102.0;
+            assert!((behind.difference - difference).abs() <= 1e-12, "{depth:?}");
+            assert!((behind.standard_error - error).abs() <= 1e-12, "{depth:?}, not {error}");
+        }
     }
 
     #[test]
     fn of_equals_the_most_frozen_wins() {
-        let trials = [trial("backbone", 0, 60, 0.8), trial("none", 0, 60, 0.8)];
-        let found = verdict(&trials, &freezes(&["backbone", "none"]), 60).unwrap();
+        let trials = [trial("backbone", (0, 60), (0, 80)), trial("none", (0, 60), (0, 80))];
+        let found = of(&trials, &["backbone", "none"], 60).unwrap();
         assert_eq!((found.winner.as_str(), found.cheapest.as_str()), ("backbone", "backbone"));
         assert_eq!(found.not_told_apart, ["none"]);
-        assert_eq!(verdict(&trials, &freezes(&["backbone", "none"]), 61), None);
-    }
-
-    #[test]
-    fn errors_are_those_of_shares() {
-        let task = |name: &str, n_right: usize, n_rows: usize| {
-            let mut confusion = Confusion::new(2);
-            (0..n_rows).for_each(|row| confusion.add(0, Some(usize::from(row >= n_right))));
-            TaskQuality { task: name.to_owned(), confusion, loss: 0.5 }
-        };
-        let quality = Quality { tasks: vec![task("a", 7, 8), task("b", 8, 8), task("c", 0, 0)] };
-        let of = |metric: &Metric| standard_error(metric, &quality).unwrap();
-        // 8 of 10 and 9 of 10, over 8 rows.
-        let (a, b) = ((0.16_f64 / 8.0).sqrt(), (0.09_f64 / 8.0).sqrt());
-        for (metric, expected) in [
-            (Metric::Accuracy(Some("a".into())), a),
-            (Metric::MacroF1(Some("b".into())), b),
-            (Metric::Accuracy(None), (a + b) / 2.0),
-        ] {
-            // A few roundings.
-            assert!((of(&metric) - expected).abs() <= 1e-12, "{metric:?}");
-        }
-        assert_eq!(standard_error(&Metric::Accuracy(Some("c".into())), &quality), None);
+        assert_eq!(of(&trials, &["backbone", "none"], 61), None);
     }
 }

@@ -302,6 +302,7 @@ pub(super) mod tests {
         let task = |(task, n): (usize, &usize)| TaskInfo {
             name: format!("t{task}"),
             labels: (0..*n).map(|class| format!("c{class}")).collect(),
+            path: "rows.csv".into(),
         };
         let dataset = Dataset {
             tasks: n_classes.iter().enumerate().map(task).collect(),

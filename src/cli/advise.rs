@@ -21,6 +21,7 @@ use crate::advise::halving::Search;
 use crate::advise::rows::check;
 use crate::advise::survey::{ModelAdvice, Question, survey};
 use crate::advise::sweep::check_metric;
+use crate::advise::vectors::VectorStore;
 use crate::cache::CachePlace;
 use crate::data::{Corpus, Tokenizer};
 use crate::files::write_atomically;
@@ -170,8 +171,10 @@ fn advise(
         // Whoever gives a rate means it.
         depths.iter_mut().for_each(|candidate| candidate.head_rate_scale = 1.0);
     }
-    let mut session =
-        engine.session(network.clone(), source.initial_values(network, args.run.seed)?)?;
+    let values = source.initial_values(network, args.run.seed)?;
+    // Only files are named by them.
+    let kept_values = (cache.place == CachePlace::Disk).then(|| values.clone());
+    let mut session = engine.session(network.clone(), values)?;
     let free_bytes = session.free_bytes()?.or_else(backend::host::available_bytes);
     // The weights are there by now, and are part of what a step needs.
     let n_weight_bytes = network.n_values() * session.compute().size_bytes();
@@ -186,6 +189,7 @@ fn advise(
         ceilings,
         cache_limit_bytes: if cache.place == CachePlace::Off { 0 } else { cache.limit_bytes },
         limits: args.limits.limits(free_bytes.map(|free| free + n_weight_bytes)),
+        vectors: kept_values.as_deref().map(|values| VectorStore { folder: &cache.folder, values }),
     };
     let watch = Watch::new();
     let advice = survey(&mut session, &question, &watch)?;
@@ -194,9 +198,14 @@ fn advise(
     drop(session);
     match args.prove.zip(interrupt) {
         None => Ok(advice),
-        Some((search, interrupt)) => {
-            proof::prove(args, advice, &question, (source, engine), (search, cache), interrupt)
-        }
+        Some((search, interrupt)) => proof::prove(
+            args,
+            advice,
+            &question,
+            (source, engine),
+            (search, cache.clone()),
+            interrupt,
+        ),
     }
 }
 

@@ -42,6 +42,8 @@ pub struct TaskInfo {
     pub name: String,
     /// Class `c` is called `labels[c]`. Two or more.
     pub labels: Vec<String>,
+    /// Where its training rows come from.
+    pub path: PathBuf,
 }
 
 /// What became of the rows of a file.
@@ -140,7 +142,7 @@ impl Dataset {
                 known_labels.unwrap_or_default().iter().find(|(name, _)| *name == task.name);
             let known = known.map(|(_, labels)| labels.as_slice());
             let labels = groups[own_groups[id]].task_labels(id, &task.name, known)?;
-            infos.push(TaskInfo { name: task.name.clone(), labels });
+            infos.push(TaskInfo { name: task.name.clone(), labels, path: task.path.clone() });
             origins.push(match known {
                 Some(_) => "whose labels in the model are",
                 None => "whose labels in the training rows are",
@@ -255,11 +257,14 @@ mod tests {
         let folder = Folder::new(&[("a.csv", TWO_TASKS)]);
         // The file is the same under another name.
         let data = folder.load(&["topic=a.csv", "mood=./a.csv"]).unwrap();
-        let task = |name: &str, labels: &[&str]| TaskInfo {
+        let task = |name: &str, path: &str, labels: &[&str]| TaskInfo {
             name: name.to_owned(),
             labels: labels.iter().map(|&label| label.to_owned()).collect(),
+            path: folder.0.path().join(path),
         };
-        assert_eq!(data.tasks, [task("topic", &["x", "y"]), task("mood", &["0", "1", "2"])]);
+        let expected =
+            [task("topic", "a.csv", &["x", "y"]), task("mood", "./a.csv", &["0", "1", "2"])];
+        assert_eq!(data.tasks, expected);
         assert_eq!(texts(&data.train), ["a", "b", "c", "e"]);
         let labels: Vec<_> = data.train.iter().map(|e| (e.labels[0], e.labels[1])).collect();
         let expected = [(Some(0), Some(0)), (None, Some(1)), (Some(1), None), (Some(0), Some(2))];

@@ -249,7 +249,7 @@ mod tests {
         let task = |name: &str, n_right: usize, n_rows: usize| {
             let mut confusion = Confusion::new(2);
             (0..n_rows).for_each(|row| confusion.add(0, Some(usize::from(row >= n_right))));
-            TaskQuality { task: name.to_owned(), confusion, loss: 0.5 }
+            TaskQuality { task: name.to_owned(), confusion, loss: 0.5, hits: Vec::new() }
         };
         let quality = Quality { tasks: vec![task("a", 3, 4), task("b", 1, 4), task("c", 0, 0)] };
         let of = |text: &str| Metric::parse(text).unwrap().of(&quality);

@@ -18,6 +18,9 @@ pub struct TaskQuality {
     pub confusion: Confusion,
     /// Mean cross-entropy over the rows with a label.
     pub loss: f64,
+    /// Of each row with a label whether it was right, in an order that is the same for all evaluations of the same rows.
+    #[serde(skip)]
+    pub hits: Vec<bool>,
 }
 
 /// The results of all tasks, in head order.
@@ -121,6 +124,7 @@ impl<'a> Evaluator<'a> {
                 task: head.task.clone(),
                 confusion: Confusion::new(head.n_labels),
                 loss: 0.0,
+                hits: Vec::new(),
             })
             .collect();
         for indices in Self::batches(self.corpus, self.split, self.rows.clone())? {
@@ -135,7 +139,9 @@ impl<'a> Evaluator<'a> {
                 let mut n_labelled = 0;
                 for (logits, &label) in logits.chunks_exact(n_labels).zip(&batch.labels[at]) {
                     if let Ok(label) = usize::try_from(label) {
-                        task.confusion.add(label, argmax(logits));
+                        let predicted = argmax(logits);
+                        task.confusion.add(label, predicted);
+                        task.hits.push(predicted == Some(label));
                         n_labelled += 1;
                     }
                 }

@@ -120,7 +120,7 @@ fn find_task(option: &str, tasks: &[TaskInfo], name: &str) -> Result<usize> {
 }
 
 fn balanced(corpus: &Corpus, task: usize) -> Result<Vec<f64>> {
-    let TaskInfo { name, labels } = &corpus.tasks[task];
+    let TaskInfo { name, labels, .. } = &corpus.tasks[task];
     let mut counts = vec![0usize; labels.len()];
     for row in 0..corpus.train.len() {
         if let Some(class) = corpus.train.class(row, task) {

@@ -142,6 +142,37 @@ fn rates_are_those_that_runs_have() {
 }
 
 #[test]
+fn vectors_are_kept_for_later_advice_and_only_for_the_same() {
+    let workspace = Workspace::new();
+    let of = |options: &str, word: &str| -> (Value, String) {
+        let arguments = format!("{ADVISE} {TASKS} --cache disk --cache-dir kept {options} --json");
+        let output = workspace.run(&arguments);
+        let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+        let line = format!("vectors: {word}: ");
+        let told: Vec<&str> = stderr.lines().filter_map(|one| one.strip_prefix(&line)).collect();
+        assert_eq!(told.len(), 1, "{stderr}");
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (document["models"][0]["tasks"].clone(), told[0].to_owned())
+    };
+    let (first, file) = of("", "written");
+    // Another question about the same rows.
+    let (second, again) = of("--budget 1h", "found");
+    assert_eq!((&second, &again), (&first, &file));
+    // Vectors of a file are those that were computed.
+    let plain = workspace.json(&format!("{ADVISE} {TASKS} --json"));
+    assert_eq!(plain["models"][0]["tasks"], first);
+    for options in ["--seed 7", "--max-length 3"] {
+        let (_, other) = of(options, "written");
+        assert_ne!(other, file, "{options}: other rows or tokens");
+    }
+    let whole = std::fs::read(workspace.path(&file)).unwrap();
+    std::fs::write(workspace.path(&file), &whole[..whole.len() - 1]).unwrap();
+    let (mended, _) = of("", "written");
+    assert_eq!(mended, first);
+    assert_eq!(std::fs::read(workspace.path(&file)).unwrap(), whole);
+}
+
+#[test]
 fn what_a_sweep_needs_is_asked_for_first() {
     let workspace = Workspace::new();
     let prove = |metric: &str| format!("{ADVISE} {TASKS} --prove --metric {metric}");
@@ -166,14 +197,14 @@ fn label(at: usize) -> String {
 #[test]
 fn data_that_nothing_can_be_said_of_is_refused() {
     let workspace = Workspace::new();
-    for (rows, exit_status, words) in [
-        (table(20, |at| (format!("the phone {at}"), "good".into())), 1, ["good", "only class"]),
-        (table(20, |at| ("the phone".into(), label(at))), 2, ["task", "same text"]),
-        (table(8, |at| (format!("the phone {at}"), label(at))), 2, ["8", "10"]),
+    for (rows, words) in [
+        (table(20, |at| (format!("the phone {at}"), "good".into())), ["good", "only class"]),
+        (table(20, |at| ("the phone".into(), label(at))), ["`task`", "same text"]),
+        (table(8, |at| (format!("the phone {at}"), label(at))), ["has 8", "at least 10"]),
     ] {
         workspace.write("rows.tsv", &rows);
         let arguments = format!("{ADVISE} --task task=rows.tsv --holdout 0");
-        workspace.refused(&arguments, exit_status, &words);
+        workspace.refused(&arguments, 1, &[&words[..], &["rows.tsv: "]].concat());
     }
     workspace.write("rows.tsv", &table(20, |at| (format!("the phone {at}"), label(at))));
     let no_test_rows = format!("{ADVISE} --task task=rows.tsv --holdout 0 --prove");

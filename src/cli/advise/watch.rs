@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use indicatif::ProgressBar;
 
 use crate::advise::survey::{Stage, SurveyObserver};
+use crate::advise::vectors::Origin;
 use crate::cli::progress;
 
 /// One bar after the other.
@@ -43,6 +44,17 @@ impl SurveyObserver for Watch {
     fn done(&self, n: usize) {
         if let Ok(bar) = self.0.lock() {
             bar.inc(n as u64);
+        }
+    }
+
+    fn vectors(&self, origin: &Origin) {
+        let text = match origin {
+            Origin::Computed => return,
+            Origin::Written(path) => format!("vectors: written: {}", path.display()),
+            Origin::Found(path) => format!("vectors: found: {}", path.display()),
+        };
+        if let Ok(bar) = self.0.lock() {
+            bar.suspend(|| eprintln!("{text}"));
         }
     }
 }

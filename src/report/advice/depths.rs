@@ -70,8 +70,9 @@ pub(super) fn sweep(model: &ModelAdvice, sweep: &SweepOutcome) -> Titled {
         .flat_map(|trial| &trial.tasks)
         .map(|t| t.task.as_str())
         .collect();
-    let mut header =
-        ["freeze", "", "trainings", "steps", &sweep.metric].map(str::to_owned).to_vec();
+    let mut header = ["freeze", "", "trainings", "steps", &sweep.metric, "behind\nthe best"]
+        .map(str::to_owned)
+        .to_vec();
     header.extend(tasks.iter().map(|task| format!("accuracy\n{task}")));
     header.extend(["seconds\nof one".to_owned(), "\npredicted".to_owned()]);
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
@@ -100,6 +101,9 @@ pub(super) fn sweep(model: &ModelAdvice, sweep: &SweepOutcome) -> Titled {
             longest.len().to_string(),
             longest.first().map_or(0, |trial| trial.n_steps).to_string(),
             format!("{}{deviation}", share(mean(&|at| Some(longest[at].score)))),
+            depth.behind.map_or(String::new(), |behind| {
+                format!("{:.3} ±{:.3}", behind.difference, behind.standard_error)
+            }),
         ];
         cells.extend(
             (0..tasks.len()).map(|task| share(mean(&|at| longest[at].tasks[task].accuracy))),
@@ -114,8 +118,8 @@ pub(super) fn sweep(model: &ModelAdvice, sweep: &SweepOutcome) -> Titled {
     Titled {
         title: "The sweep".to_owned(),
         note: format!(
-            "the longest trainings of each depth; chosen is the most frozen within one standard error of the best; {} in all, \
-             {} of it for caches; every depth with every seed and nothing cached should take {}",
+            "the longest trainings of each depth; behind the best: with the standard error of a difference on the same rows, \
+             within which chosen is the most frozen; {} in all, {} of it for caches; every depth with every seed and nothing cached should take {}",
             duration(taken),
             duration(sweep.fill_seconds),
             duration(plain)
