@@ -140,7 +140,7 @@ impl Setting {
         let candidates = candidates(&network).unwrap();
         let ceilings =
             Ceilings { gemm_flops_per_second: 1e10, copy_bytes_per_second: 1e10, op_seconds: 1e-6 };
-        let pace = Pace { ceilings, factors: [1.0; 3] };
+        let pace = Pace { ceilings, factors: [1.0; 3], forward_factor: 1.0 };
         Self { engine, network, corpus, candidates, pace }
     }
 

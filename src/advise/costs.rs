@@ -4,13 +4,13 @@ use serde::Serialize;
 
 use super::candidates::Candidate;
 use super::forecast::counts_of;
+use super::plans::{Cut, DepthPlans, TrainingPlans};
 use crate::Result;
 use crate::cache::{fill_batches, n_bytes};
 use crate::data::Corpus;
 use crate::freeze::FreezeMask;
 use crate::measure::Pace;
 use crate::model::Network;
-use crate::plan::prefix::{compile_cached, compile_cached_forward, compile_prefixes, prefix_of};
 use crate::plan::{Counts, Layout, Plan, StepOptions, compile};
 use crate::tensor::DType;
 use crate::train::{Epochs, Evaluator, TrainOptions, step_options};
@@ -74,10 +74,10 @@ struct Scales<'a> {
     step: StepOptions,
     /// Of a forward pass alone.
     forward: StepOptions,
-    /// Evaluation with nothing cached.
-    eval_plan: Plan,
-    /// The batches of an epoch, of one evaluation, and of filling a cache with the rows of both splits.
-    epoch: Vec<Counts>,
+    /// Peak memory of an evaluation with nothing cached.
+    eval_bytes: u64,
+    /// The batches of an epoch, step by step, of one evaluation, and of filling a cache with the rows of both splits.
+    epoch: Vec<Vec<Counts>>,
     eval: Vec<Counts>,
     fill: Vec<Counts>,
     n_epochs: f64,
@@ -110,8 +110,9 @@ impl<'a> Scales<'a> {
     ) -> Result<Self> {
         let epochs = Epochs::new(options.train, corpus)?;
         let n_epochs = epochs.after(epochs.n_steps());
-        let batches: Vec<_> = options.train.epoch(corpus, 0)?.into_iter().flatten().collect();
-        let epoch = counts_of(corpus, &corpus.train, &batches);
+        let steps = options.train.epoch(corpus, 0)?;
+        let counts = |batches: &Vec<Vec<usize>>| counts_of(corpus, &corpus.train, batches);
+        let epoch: Vec<Vec<Counts>> = steps.iter().map(counts).collect();
         let rows = (0..corpus.eval.len()).collect();
         let evaluated = Evaluator::batches(corpus, &corpus.eval, rows)?;
         let fill = [&corpus.train, &corpus.eval]
@@ -119,14 +120,14 @@ impl<'a> Scales<'a> {
         let step = step_options(corpus, options.compute, options.train);
         let forward = StepOptions::plain(Evaluator::capacity(&corpus.eval), options.compute);
         let n_params = network.params.len();
-        let everything = compile(network, &FreezeMask::none(n_params), &step);
+        let everything = DepthPlans::new(network, &FreezeMask::none(n_params), &step, &forward);
         Ok(Self {
             network,
             corpus,
             pace,
             options,
-            eval_plan: compile(network, &FreezeMask::all(n_params), &forward),
-            all_flops: flops(&everything, &epoch),
+            eval_bytes: peak(&compile(network, &FreezeMask::all(n_params), &forward)),
+            all_flops: flops(&everything.plain, &epoch),
             step,
             forward,
             epoch,
@@ -138,23 +139,22 @@ impl<'a> Scales<'a> {
         })
     }
 
-    fn seconds(&self, plan: &Plan, batches: &[Counts]) -> f64 {
-        batches.iter().map(|counts| self.pace.seconds(plan, counts)).sum()
-    }
-
-    /// The whole run by its plans.
-    fn run_seconds(&self, step: &Plan, eval: &Plan) -> f64 {
-        let epochs = self.n_epochs * self.seconds(step, &self.epoch);
-        epochs + self.n_evals * self.seconds(eval, &self.eval)
+    /// A whole run, and one of its steps.
+    fn seconds(&self, plans: &TrainingPlans) -> [f64; 2] {
+        let step = |batches: &Vec<Counts>| plans.step_seconds(self.pace, batches);
+        let epoch: f64 = self.epoch.iter().map(step).sum();
+        let eval = plans.evaluation_seconds(self.pace, &self.eval);
+        [self.n_epochs * epoch + self.n_evals * eval, epoch / self.epoch.len() as f64]
     }
 
     fn weigh(&self, candidate: &Candidate) -> DepthCost {
         let options = self.options;
-        let plan = compile(self.network, &candidate.mask, &self.step);
-        let plain_seconds = self.run_seconds(&plan, &self.eval_plan);
-        let (cache, cached_seconds) = self.cached(candidate).unzip();
+        let plans = DepthPlans::new(self.network, &candidate.mask, &self.step, &self.forward);
+        let [plain_seconds, step_seconds] = self.seconds(&plans.plain);
+        let (cache, cached_seconds) = plans.cut.as_ref().and_then(|cut| self.cached(cut)).unzip();
         let run_seconds = cached_seconds.map_or(plain_seconds, |cached| plain_seconds.min(cached));
-        let memory_bytes = peak(&plan).max(peak(&self.eval_plan));
+        let plan = &plans.step;
+        let memory_bytes = peak(plan).max(self.eval_bytes);
         let Limits { seconds: most_seconds, memory_bytes: most_bytes } = options.limits;
         let n_trained = plan.n_trained_values();
         DepthCost {
@@ -162,8 +162,8 @@ impl<'a> Scales<'a> {
             n_frozen_layers: candidate.n_frozen_layers,
             trainable_parameters: n_trained,
             parameters_per_row: n_trained as f64 / self.corpus.train.len() as f64,
-            flops_share: flops(&plan, &self.epoch) / self.all_flops,
-            step_seconds: self.seconds(&plan, &self.epoch) / self.epoch.len() as f64,
+            flops_share: flops(&plans.plain, &self.epoch) / self.all_flops,
+            step_seconds,
             cache,
             run_seconds,
             memory_bytes,
@@ -173,21 +173,16 @@ impl<'a> Scales<'a> {
         }
     }
 
-    /// The cache of a candidate, and seconds of the whole run with it; None where there is none.
-    fn cached(&self, candidate: &Candidate) -> Option<(CacheCost, f64)> {
-        let (network, forward) = (self.network, &self.forward);
-        let prefix = prefix_of(network, &candidate.mask, &self.step)?;
-        let bytes = n_bytes(self.corpus, &prefix);
+    /// The cache of a depth, and seconds of the whole run with it; None where it exceeds the limit.
+    fn cached(&self, cut: &Cut) -> Option<(CacheCost, f64)> {
+        let bytes = n_bytes(self.corpus, &cut.prefix);
         if bytes > self.options.cache_limit_bytes {
             return None;
         }
-        let step = compile_cached(network, &candidate.mask, &self.step)?;
-        let (fill, _) = compile_prefixes(network, &[prefix.above], forward)?;
-        let eval = compile_cached_forward(network, prefix.above, forward)?;
-        let fill_seconds = self.seconds(&fill, &self.fill);
-        let step_seconds = self.seconds(&step, &self.epoch) / self.epoch.len() as f64;
-        let run_seconds = fill_seconds + self.run_seconds(&step, &eval);
-        Some((CacheCost { bytes, fill_seconds, step_seconds }, run_seconds))
+        let fill = |counts| self.pace.forward_seconds(&cut.below, counts);
+        let fill_seconds = self.fill.iter().map(fill).sum();
+        let [run_seconds, step_seconds] = self.seconds(&cut.above);
+        Some((CacheCost { bytes, fill_seconds, step_seconds }, fill_seconds + run_seconds))
     }
 }
 
@@ -213,6 +208,6 @@ pub(super) fn least_frozen<'a>(
     candidates.iter().rev().find(fits).unwrap_or(&candidates[0])
 }
 
-fn flops(plan: &Plan, batches: &[Counts]) -> f64 {
-    batches.iter().map(|counts| plan.total_cost(counts).flops as f64).sum()
+fn flops(plans: &TrainingPlans, steps: &[Vec<Counts>]) -> f64 {
+    steps.iter().map(|batches| plans.step_flops(batches)).sum()
 }

@@ -5,20 +5,18 @@
 
 use serde::Serialize;
 
+use super::candidates::Candidate;
 use super::halving::{Planned, Rungs};
-use super::opening::{Opening, room_bytes};
+use super::opening::Opening;
+use super::plans::{DepthPlans, TrainingPlans, room_bytes};
 use super::sweep::{Subject, SweepOptions};
 use crate::Result;
 use crate::cache::{Shelf, fill_batches};
 use crate::data::{Corpus, Split};
-use crate::freeze::FreezeMask;
 use crate::measure::Pace;
 use crate::model::{Group, Network};
-use crate::plan::accumulate::accumulate;
-use crate::plan::prefix::{
-    Prefix, compile_cached, compile_cached_forward, compile_prefixes, prefix_of,
-};
-use crate::plan::{Counts, Layout, Plan, StepOptions, compile};
+use crate::plan::prefix::{Prefix, compile_prefixes};
+use crate::plan::{Counts, Layout, StepOptions};
 use crate::train::{Evaluator, step_options};
 
 /// What a sweep should take.
@@ -54,7 +52,6 @@ pub struct DepthForecast {
 pub(super) struct Prices {
     depths: Vec<DepthPrices>,
     fill: FillPrices,
-    opening: Opening,
 }
 
 /// One depth, cached and not.
@@ -69,8 +66,8 @@ struct TrialPrices {
     /// By seed: seconds of the steps up to each of the first epoch's, as far as a trial goes.
     steps: Vec<Vec<f64>>,
     evaluation: f64,
-    /// Bytes that are reserved and set for it.
-    room_bytes: usize,
+    /// Of its opening.
+    opening: f64,
 }
 
 /// What the batches hold that trials run, and those that fill caches.
@@ -81,14 +78,14 @@ struct Work {
 }
 
 impl TrialPrices {
-    fn seconds(&self, seed: usize, n_steps: u64, opening: &Opening) -> f64 {
+    fn seconds(&self, seed: usize, n_steps: u64) -> f64 {
         // Further epochs have the first one's texts in another order.
         let steps = &self.steps[seed];
         let of_epoch = steps.last().copied().unwrap_or(0.0);
         let n_epoch = steps.len().max(1) as u64;
         let rest = (n_steps % n_epoch).checked_sub(1).map_or(0.0, |at| steps[at as usize]);
         let steps = (n_steps / n_epoch) as f64 * of_epoch + rest;
-        steps + self.evaluation + opening.seconds(self.room_bytes)
+        steps + self.evaluation + self.opening
     }
 }
 
@@ -107,40 +104,24 @@ impl Work {
         })
     }
 
-    /// The trials whose steps are `step`, with `below` in front of it, and whose evaluation is `evaluation`.
+    /// The trials that run `plans` in a session that needs so many bytes beside the weights.
     fn prices(
         &self,
-        (below, step): (Option<&Plan>, &Plan),
-        evaluation: &Plan,
-        (pace, opening): (&Pace, &Opening),
+        plans: &TrainingPlans,
+        pace: &Pace,
+        (opening, room_bytes): (&Opening, usize),
     ) -> TrialPrices {
-        let parts = accumulate(step);
-        let part = |at: usize, n: usize| match at {
-            _ if n == 1 => step,
-            0 => &parts.first,
-            _ if at + 1 < n => &parts.next,
-            _ => &parts.last,
-        };
-        let forward =
-            |plan: &Plan, counts: &Counts| opening.forward_factor * pace.seconds(plan, counts);
-        let seconds = |batches: &Vec<Counts>| -> f64 {
-            let of = |(at, counts): (usize, &Counts)| {
-                let below = below.map_or(0.0, |below| forward(below, counts));
-                below + pace.seconds(part(at, batches.len()), counts)
-            };
-            batches.iter().enumerate().map(of).sum()
-        };
         let sums = |steps: &Vec<Vec<Counts>>| {
-            let sum = |sum: &mut f64, batches| {
-                *sum += seconds(batches);
+            let sum = |sum: &mut f64, batches: &Vec<Counts>| {
+                *sum += plans.step_seconds(pace, batches);
                 Some(*sum)
             };
             steps.iter().scan(0.0, sum).collect()
         };
         TrialPrices {
             steps: self.steps.iter().map(sums).collect(),
-            evaluation: self.evaluation.iter().map(|counts| forward(evaluation, counts)).sum(),
-            room_bytes: room_bytes(&Layout::new(step)),
+            evaluation: plans.evaluation_seconds(pace, &self.evaluation),
+            opening: opening.seconds(room_bytes),
         }
     }
 }
@@ -182,7 +163,7 @@ impl FillPrices {
         let of_split = |(batches, options): (&Vec<Counts>, &StepOptions)| -> f64 {
             let plan = compile_prefixes(&self.network, &above, options);
             plan.map_or(0.0, |(plan, _)| {
-                batches.iter().map(|counts| self.pace.seconds(&plan, counts)).sum()
+                batches.iter().map(|counts| self.pace.forward_seconds(&plan, counts)).sum()
             })
         };
         batches.iter().zip([&self.step, &plain]).map(of_split).sum()
@@ -198,35 +179,21 @@ impl Prices {
         let Subject { network, corpus, pace, .. } = *subject;
         let step = step_options(corpus, subject.engine.compute, &options.train);
         let plain = StepOptions::plain(Evaluator::capacity(&corpus.eval), step.compute);
-        let evaluation = compile(network, &FreezeMask::all(network.params.len()), &plain);
         let work = Work::of(corpus, options, n_steps)?;
         let opening = Opening::measure(subject, options)?;
-        let depths = subject.candidates.iter().map(|candidate| {
-            let mask = &candidate.mask;
-            let prefix = prefix_of(network, mask, &step);
-            let prices = |steps: (Option<&Plan>, &Plan), evaluation: &Plan| {
-                work.prices(steps, evaluation, (pace, &opening))
-            };
-            let whole = compile(network, mask, &step);
-            let cut = prefix.and_then(|prefix| {
-                let (below, _) = compile_prefixes(network, &[prefix.above], &step)?;
-                let above = compile_cached(network, mask, &step)?;
-                Some((below, above, compile_cached_forward(network, prefix.above, &plain)?))
-            });
+        let depth = |candidate: &Candidate| {
+            let plans = DepthPlans::new(network, &candidate.mask, &step, &plain);
+            let prices =
+                |of: &TrainingPlans, room_bytes| work.prices(of, pace, (&opening, room_bytes));
+            let cut = plans.cut.as_ref();
             DepthPrices {
-                prefix,
-                cached: cut.as_ref().map(|(_, above, cut)| prices((None, above), cut)),
-                plain: TrialPrices {
-                    room_bytes: room_bytes(&Layout::new(&whole)),
-                    // What is frozen keeps nothing and drops nothing, and is so much faster.
-                    ..match &cut {
-                        Some((below, above, _)) => prices((Some(below), above), &evaluation),
-                        None => prices((None, &whole), &evaluation),
-                    }
-                },
+                prefix: cut.map(|cut| cut.prefix),
+                cached: cut.map(|cut| prices(&cut.above, cut.above.room_bytes())),
+                plain: prices(&plans.plain, room_bytes(&Layout::new(&plans.step))),
             }
-        });
-        Ok(Self { depths: depths.collect(), fill: FillPrices::of(subject, step), opening })
+        };
+        let depths = subject.candidates.iter().map(depth).collect();
+        Ok(Self { depths, fill: FillPrices::of(subject, step) })
     }
 
     /// What a cache of a depth would hold.
@@ -238,12 +205,7 @@ impl Prices {
     pub fn trial(&self, trial: &Planned, is_cached: bool) -> f64 {
         let depth = &self.depths[trial.depth];
         let prices = depth.cached.as_ref().filter(|_| is_cached).unwrap_or(&depth.plain);
-        prices.seconds(trial.seed, trial.n_steps, &self.opening)
-    }
-
-    /// Seconds of one pass that fills caches.
-    fn fill_pass(&self, pass: &[Prefix]) -> f64 {
-        self.opening.forward_factor * self.fill.seconds(pass)
+        prices.seconds(trial.seed, trial.n_steps)
     }
 
     /// Seconds of filling, the lowest and the highest: caches of the first rung, and where not all have room at once
@@ -252,7 +214,7 @@ impl Prices {
         let first = rungs.first();
         let wanted = self.wanted(&first, uses);
         let passes = shelf.passes(subject.corpus, &wanted);
-        let low = passes.iter().fold(0.0, |sum, pass| sum + self.fill_pass(pass));
+        let low = passes.iter().fold(0.0, |sum, pass| sum + self.fill.seconds(pass));
         if passes.len() < 2 {
             return [low; 2];
         }
@@ -260,7 +222,7 @@ impl Prices {
             let prefix = self.prefix(trial.depth).filter(|_| uses[trial.depth]);
             // The other seeds of a depth find what the first has filled.
             let is_first = trial.rung < 2 || trial.seed == 1;
-            prefix.filter(|_| is_first).map_or(0.0, |prefix| self.fill_pass(&[prefix]))
+            prefix.filter(|_| is_first).map_or(0.0, |prefix| self.fill.seconds(&[prefix]))
         };
         let depths: Vec<usize> = (0..rungs.n_depths).collect();
         let rung = first.first().map_or(0, |trial| trial.rung);

@@ -14,6 +14,7 @@ pub mod layers;
 pub mod noise;
 mod opening;
 pub mod paired;
+mod plans;
 pub mod progress;
 pub mod recommend;
 pub mod revise;

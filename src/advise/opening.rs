@@ -1,18 +1,16 @@
-//! What no plan tells of a trial and is measured instead: what comes before its first step, and how fast a forward pass
-//! is that keeps nothing.
+//! What no plan tells of a trial and is measured instead: what comes before its first step.
 
 use std::time::Instant;
 
 use super::candidates::Candidate;
+use super::plans::room_bytes;
 use super::sweep::{Subject, SweepOptions};
 use crate::Result;
 use crate::backend::{StepState, Timing};
 use crate::batch::Batch;
-use crate::freeze::FreezeMask;
-use crate::measure::stats::median;
-use crate::plan::{Counts, Layout, StepOptions};
+use crate::plan::StepOptions;
 use crate::session::{Session, Step};
-use crate::train::{Evaluator, Observer, Start, TrainOptions, step_options, train};
+use crate::train::{Observer, Start, TrainOptions, step_options, train};
 
 /// What is measured once for all trials.
 #[derive(Clone, Copy, Debug)]
@@ -21,43 +19,28 @@ pub(super) struct Opening {
     base_seconds: f64,
     /// Of room for gradients, moments and activations, by bytes.
     seconds_per_byte: f64,
-    /// Measured over predicted, of a forward pass without dropout that keeps nothing for a backward pass; the pace's is
-    /// that of a training step.
-    pub forward_factor: f64,
 }
 
 impl Opening {
-    /// Opens trials of the depths that train least and most, takes two steps in each, and evaluates a batch a few times.
+    /// Opens trials of the depths that train least and most, and takes two steps in each.
     ///
     /// # Errors
     /// What ends a training before its first step, a device that lacks the memory or fails.
     pub fn measure(subject: &Subject, options: &SweepOptions) -> Result<Self> {
-        let (_, least) = open(subject, options, &subject.candidates[0])?;
+        let least = open(subject, options, &subject.candidates[0])?;
         let most = &subject.candidates[subject.candidates.len() - 1];
-        let (mut session, most) = open(subject, options, most)?;
+        let most = open(subject, options, most)?;
         let n_bytes = most.room_bytes.saturating_sub(least.room_bytes);
         let seconds = most.seconds - least.seconds;
         let seconds_per_byte = if n_bytes > 0 { seconds.max(0.0) / n_bytes as f64 } else { 0.0 };
         let least_room = seconds_per_byte * least.room_bytes as f64;
-        Ok(Self {
-            base_seconds: (least.seconds - least_room).max(0.0),
-            seconds_per_byte,
-            forward_factor: forward_factor(subject, &mut session)?,
-        })
+        Ok(Self { base_seconds: (least.seconds - least_room).max(0.0), seconds_per_byte })
     }
 
     /// Seconds before the first step of a trial that needs so many bytes beside the weights.
     pub fn seconds(&self, room_bytes: usize) -> f64 {
         self.base_seconds + self.seconds_per_byte * room_bytes as f64
     }
-}
-
-/// Evaluated batches that are timed, after one that is not.
-const N_FORWARD: usize = 3;
-
-/// What a step needs beside the weights.
-pub(super) fn room_bytes(layout: &Layout) -> usize {
-    layout.memory.total() - layout.memory.weights
 }
 
 /// One trial's opening.
@@ -67,11 +50,7 @@ struct Opened {
 }
 
 /// Opens a trial.
-fn open(
-    subject: &Subject,
-    options: &SweepOptions,
-    candidate: &Candidate,
-) -> Result<(Session, Opened)> {
+fn open(subject: &Subject, options: &SweepOptions, candidate: &Candidate) -> Result<Opened> {
     let (corpus, seed) = (subject.corpus, options.seeds[0]);
     let begun = Instant::now();
     let values = (subject.initial)(seed)?;
@@ -92,21 +71,7 @@ fn open(
     let batch = corpus.pack(&corpus.train, first);
     let first = timed(&mut session, &step, &batch)?;
     seconds += (first - timed(&mut session, &step, &batch)?).max(0.0);
-    Ok((session, Opened { seconds, room_bytes: room_bytes(step.layout()) }))
-}
-
-fn forward_factor(subject: &Subject, session: &mut Session) -> Result<f64> {
-    let corpus = subject.corpus;
-    let rows = (0..corpus.eval.len()).collect();
-    let batches = Evaluator::batches(corpus, &corpus.eval, rows)?;
-    let batch = corpus.pack(&corpus.eval, &batches[0]);
-    let mask = FreezeMask::all(subject.network.params.len());
-    let options = StepOptions::plain(Evaluator::capacity(&corpus.eval), session.compute());
-    let step = session.compile(&mask, &options)?;
-    timed(session, &step, &batch)?;
-    let seconds: Vec<f64> =
-        (0..N_FORWARD).map(|_| timed(session, &step, &batch)).collect::<Result<_>>()?;
-    Ok(median(&seconds)? / subject.pace.seconds(step.plan(), &Counts::of(&batch)))
+    Ok(Opened { seconds, room_bytes: room_bytes(step.layout()) })
 }
 
 /// Seconds of a step that learns nothing.

@@ -8,8 +8,8 @@ use crate::Result;
 use crate::backend::Timing;
 use crate::batch::Batch;
 use crate::freeze::FreezeMask;
-use crate::plan::{Capacity, Counts, Phase, Plan};
-use crate::session::Session;
+use crate::plan::{Capacity, Counts, Phase, Plan, StepOptions};
+use crate::session::{Session, Step};
 
 /// Ceilings, and what steps take beside them.
 ///
@@ -20,6 +20,8 @@ pub struct Pace {
     pub ceilings: Ceilings,
     /// Measured over predicted: forward, backward, optimizer.
     pub factors: [f64; 3],
+    /// The same of a forward pass alone, which drops nothing and keeps nothing for a backward pass.
+    pub forward_factor: f64,
 }
 
 /// Steps that are timed, after one that is not.
@@ -41,28 +43,24 @@ impl Pace {
         mask: &FreezeMask,
         ceilings: Ceilings,
     ) -> Result<Self> {
-        let options = step_options(Capacity::of([batch]), session.compute(), Some(1.0));
-        let step = session.compile(mask, &options)?;
-        session.run(&step, batch, &IDLE, Timing::Phases)?;
-        let mut seconds: [Vec<f64>; 3] = Default::default();
-        for _ in 0..N_STEPS {
-            let phases = session.run(&step, batch, &IDLE, Timing::Phases)?.times.phases;
-            for (all, phase) in seconds.iter_mut().zip(phases) {
-                all.push(phase.as_secs_f64());
-            }
-        }
+        let capacity = Capacity::of([batch]);
+        let step = step_options(capacity, session.compute(), Some(1.0));
+        let step = session.compile(mask, &step)?;
+        let measured = phase_seconds(session, &step, batch)?;
         let counts = Counts::of(batch);
-        let predicted =
-            Phase::ALL.map(|phase| predicted_phase_seconds(step.plan(), phase, &counts, &ceilings));
-        let all: f64 = predicted.iter().sum();
+        let predicted = |plan, phase| predicted_phase_seconds(plan, phase, &counts, &ceilings);
+        let phases = Phase::ALL.map(|phase| predicted(step.plan(), phase));
+        let all: f64 = phases.iter().sum();
         let mut factors = [f64::NAN; 3];
-        for (at, seconds) in seconds.iter().enumerate() {
-            factors[at] = match predicted[at] {
-                own if at == 0 || own >= LEAST_SHARE * all => median(seconds)? / own,
-                _ => factors[0],
-            };
+        for (at, own) in phases.into_iter().enumerate() {
+            let tells = at == 0 || own >= LEAST_SHARE * all;
+            factors[at] = if tells { measured[at] / own } else { factors[0] };
         }
-        Ok(Self { ceilings, factors })
+        let all = FreezeMask::all(session.network().params.len());
+        let forward = session.compile(&all, &StepOptions::plain(capacity, session.compute()))?;
+        let [forward_seconds, ..] = phase_seconds(session, &forward, batch)?;
+        let forward_factor = forward_seconds / predicted(forward.plan(), Phase::Forward);
+        Ok(Self { ceilings, factors, forward_factor })
     }
 
     /// What a step should take on a batch of these counts: the time by the ceilings, but not less than starting its
@@ -74,8 +72,35 @@ impl Pace {
                 factor * predicted_phase_seconds(plan, phase, counts, &self.ceilings)
             })
             .sum();
-        work.max(plan.ops.len() as f64 * self.ceilings.op_seconds)
+        work.max(self.least_seconds(plan))
     }
+
+    /// What a forward pass that keeps nothing should take, under the same limit.
+    pub fn forward_seconds(&self, plan: &Plan, counts: &Counts) -> f64 {
+        let work = predicted_phase_seconds(plan, Phase::Forward, counts, &self.ceilings);
+        (self.forward_factor * work).max(self.least_seconds(plan))
+    }
+
+    fn least_seconds(&self, plan: &Plan) -> f64 {
+        plan.ops.len() as f64 * self.ceilings.op_seconds
+    }
+}
+
+/// Medians of some runs of a step, by phase.
+fn phase_seconds(session: &mut Session, step: &Step, batch: &Batch) -> Result<[f64; 3]> {
+    session.run(step, batch, &IDLE, Timing::Phases)?;
+    let mut seconds: [Vec<f64>; 3] = Default::default();
+    for _ in 0..N_STEPS {
+        let phases = session.run(step, batch, &IDLE, Timing::Phases)?.times.phases;
+        for (all, phase) in seconds.iter_mut().zip(phases) {
+            all.push(phase.as_secs_f64());
+        }
+    }
+    let mut medians = [f64::NAN; 3];
+    for (median_of, seconds) in medians.iter_mut().zip(&seconds) {
+        *median_of = median(seconds)?;
+    }
+    Ok(medians)
 }
 
 #[cfg(test)]
@@ -111,13 +136,15 @@ mod tests {
             Ceilings { gemm_flops_per_second: 1e9, copy_bytes_per_second: 1e9, op_seconds: 1e-9 };
         let of = |phase| predicted_phase_seconds(&plan, phase, &counts, &ceilings);
         let [forward, backward, optimizer] = Phase::ALL.map(of);
-        let pace = Pace { ceilings, factors: [2.0, 3.0, 5.0] };
+        let pace = Pace { ceilings, factors: [2.0, 3.0, 5.0], forward_factor: 7.0 };
         let expected = 2.0 * forward + 3.0 * backward + 5.0 * optimizer;
         let found = pace.seconds(&plan, &counts);
         // A few roundings.
         assert!((found - expected).abs() <= 1e-12 * expected, "{found}, not {expected}");
+        assert_eq!(pace.forward_seconds(&plan, &counts), 7.0 * forward);
         let slow = Pace { ceilings: Ceilings { op_seconds: 1.0, ..ceilings }, ..pace };
         assert_eq!(slow.seconds(&plan, &counts), plan.ops.len() as f64);
+        assert_eq!(slow.forward_seconds(&plan, &counts), plan.ops.len() as f64);
     }
 
     #[test]
@@ -133,7 +160,10 @@ mod tests {
         let n_params = network.params.len();
         let none = FreezeMask::none(n_params);
         let pace = Pace::of(&mut session, &batch, &none, ceilings).unwrap();
-        assert!(pace.factors.iter().all(|factor| *factor > 0.0 && factor.is_finite()), "{pace:?}");
+        let [forward, backward, optimizer] = pace.factors;
+        for factor in [forward, backward, optimizer, pace.forward_factor] {
+            assert!(factor > 0.0 && factor.is_finite(), "{pace:?}");
+        }
         let all = FreezeMask::all(n_params);
         let idle = Pace::of(&mut session, &batch, &all, ceilings).unwrap();
         assert_eq!(idle.factors, [idle.factors[0]; 3], "nothing trains");
