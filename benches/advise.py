@@ -4,11 +4,13 @@
 usage: benches/advise.py FROSTLINE_BINARY DATA_DIR OUT_DIR [--only NAME,...]
        benches/advise.py --tables OUT_DIR
 
-DATA_DIR is what `scripts/fetch_demo.py --all` writes. Every run is one document of `advise --export-json` in OUT_DIR;
-those that are there already are not repeated, so that a run that was stopped goes on. --only names some of the runs.
+DATA_DIR is what `scripts/fetch_demo.py --all` writes. Every run is one document of `advise --export-json` in OUT_DIR, or
+of `bench --export-json` for the steps of all depths, measured in turns; those that are there already are not repeated, so
+that a run that was stopped goes on. --only names some of the runs.
 
---tables prints as Markdown what the runs say: forecasts beside what was measured, the sweeps, and rank correlations of
-scores with swept accuracy, within each data set (over depths) and over all tasks (at one depth).
+--tables prints as Markdown what the runs say: forecasts beside what was measured, the sweeps, steps cached and not beside
+what the plan predicts, and rank correlations of scores with swept accuracy, within each data set (over depths) and over all
+tasks (at one depth).
 """
 
 import argparse
@@ -33,6 +35,9 @@ RUNS = {
     "hpo-full": (HPO, ["--prove=full", "--seeds", "1", "--num-train-epochs", "2"]),
     "tweets-full": (TWEETS, ["--prove=full", "--seeds", "1", "--num-train-epochs", "2"]),
 }
+# Steps of all depths in turns, cached and not, so that whatever the machine does hits all alike.
+STEPS = {"feedback-steps": FEEDBACK, "icd-steps": ICD}
+DEPTHS = ["none", "lower:1", "lower:2", "lower:3", "lower:4", "lower:5", "backbone"]
 # The full sweeps that calibrate, one a data set.
 CALIBRATION = ["feedback-full", "icd-full", "hpo-full", "tweets-full"]
 SCORES = {"probe accuracy": "accuracy", "LogME": "logme", "H-score": "h_score"}
@@ -41,28 +46,36 @@ SCORES = {"probe accuracy": "accuracy", "LogME": "logme", "H-score": "h_score"}
 def run(args):
     """Makes the runs that are not there."""
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in args.only or RUNS:
-        tasks, options = RUNS[name]
+    for name in args.only or [*STEPS, *RUNS]:
         path = args.out / f"{name}.json"
         if path.exists():
             continue
-        command = [args.binary, "advise", "--model", str(args.data / "minilm"), "--export-json", str(path)]
+        if name in STEPS:
+            command, tasks = "bench", STEPS[name]
+            options = ["--scenarios", ",".join([*DEPTHS, "all"]), "--cached", "--rounds", "40"]
+        else:
+            command = "advise"
+            tasks, options = RUNS[name]
+        # What is there under its own name is whole.
+        part = path.with_suffix(".part")
+        line = [args.binary, command, "--model", str(args.data / "minilm"), "--export-json", str(part), *options]
         for task in tasks:
             task_name, file = task.split("=")
-            command += ["--task", f"{task_name}={args.data / file}"]
-        print(f"{name}: {' '.join(options)}", flush=True)
-        subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
-        without_texts(path)
+            line += ["--task", f"{task_name}={args.data / file}"]
+        print(f"{name}: {command} {' '.join(options)}", flush=True)
+        subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+        document = json.loads(part.read_text())
+        drop_texts(document)
+        path.write_text(json.dumps(document, indent=1) + "\n")
+        part.unlink()
 
 
-def without_texts(path):
+def drop_texts(document):
     """Takes the texts of the data out of a document: they are other people's."""
-    document = json.loads(path.read_text())
-    for model in document["models"]:
+    for model in document.get("models", []):
         for task in model["tasks"]:
             for suspect in task["noise"]["suspects"]:
                 del suspect["text"]
-    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def load(out, name):
@@ -138,6 +151,43 @@ def forecasts(out):
     header = ["run", "trainings", "advice alone, s", "sweep predicted, s", "taken, s", "trainings: taken / predicted",
               "every depth and seed, uncached: predicted, s", "that / taken"]
     return table(header, rows)
+
+
+def steps(out):
+    """Steps of all depths, uncached and cached: as measured, and as predicted from the plan, a step that trains everything
+    and a forward pass alone."""
+    text = ""
+    for name in STEPS:
+        path = out / f"{name}.json"
+        if not path.exists():
+            continue
+        scenarios = {one["freeze"]: one for one in json.loads(path.read_text())["scenarios"]}
+        none, forward = scenarios["none"], scenarios["all"]
+        pace = {phase: none["phase_ms"][phase] / none["predicted_ms"][phase] for phase in none["phase_ms"]}
+        forward_pace = forward["phase_ms"]["forward"] / forward["predicted_ms"]["forward"]
+
+        def predicted(one, cached):
+            """A step by its plan; what lies below the frost line is a forward pass that keeps nothing."""
+            below = one["predicted_ms"]["forward"] - cached["predicted_ms"]["forward"]
+            whole = sum(pace[phase] * one["predicted_ms"][phase] for phase in pace)
+            return whole + (forward_pace - pace["forward"]) * below
+
+        columns = ["predicted", "measured", "cached: predicted", "cached: measured"]
+        rows = []
+        for freeze in DEPTHS:
+            plain = scenarios[freeze]
+            cached = scenarios.get(f"{freeze} cached", plain)
+            rows.append([predicted(plain, cached), plain["step_ms"]["median"],
+                         predicted(cached, cached), cached["step_ms"]["median"]])
+        sums = [sum(column) for column in zip(*rows)]
+        cells = [[name_, *(f"{ms:.1f}" for ms in row)] for name_, row in zip([*DEPTHS, "sum"], [*rows, sums])]
+        text += f"\n{name}: milliseconds of a step\n\n" + table(["freeze", *columns], cells)
+        # `none` has no cache and is the same on both sides; the second ratios leave it out.
+        frozen = [sum_ - ms for sum_, ms in zip(sums, rows[DEPTHS.index("none")])]
+        text += (f"\nMeasured over predicted: uncached {sums[1] / sums[0]:.2f}, cached {sums[3] / sums[2]:.2f}. "
+                 f"Uncached over cached: predicted {sums[0] / sums[2]:.2f}, measured {sums[1] / sums[3]:.2f}; without "
+                 f"`none`, predicted {frozen[0] / frozen[2]:.2f}, measured {frozen[1] / frozen[3]:.2f}.\n")
+    return text
 
 
 def depths(out):
@@ -224,10 +274,14 @@ def main():
     args = parser.parse_args()
     if args.tables:
         print("## Sweeps\n\n" + forecasts(args.tables) + depths(args.tables))
+        print("## Steps\n" + steps(args.tables))
         print("## Calibration\n\n" + calibration(args.tables))
         return
     if args.out is None:
         parser.error("give FROSTLINE_BINARY DATA_DIR OUT_DIR, or --tables OUT_DIR")
+    unknown = [name for name in args.only or [] if name not in STEPS and name not in RUNS]
+    if unknown:
+        parser.error(f"--only {','.join(unknown)}: the runs are {', '.join([*STEPS, *RUNS])}")
     run(args)
 
 

@@ -34,6 +34,16 @@ pub fn largest(values: &[f64]) -> Option<usize> {
     (0..values.len()).reduce(|best, at| if values[at] > values[best] { at } else { best })
 }
 
+/// The mean; None of nothing.
+pub fn mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let (mut sum, mut n) = (0.0, 0_u64);
+    for value in values {
+        sum += value;
+        n += 1;
+    }
+    (n > 0).then(|| sum / n as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +52,11 @@ mod tests {
     fn products_of_columns() {
         let gram = gram(&[1.0, 2.0, -3.0, 4.0, 0.0, 5.0], 2);
         assert_eq!(gram.as_slice(), [10.0, -10.0, -10.0, 45.0]);
+    }
+
+    #[test]
+    fn means() {
+        assert_eq!((mean([1.0, 2.0, 6.0]), mean([])), (Some(3.0), None));
     }
 
     #[test]

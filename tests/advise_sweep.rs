@@ -223,7 +223,15 @@ fn a_cached_sweep_ends_as_a_plain_one() {
         let full = check_places(&setting, Search::Full);
         assert_eq!(full.trials.len(), 2 * setting.candidates.len());
         assert!(full.trials.iter().all(|trial| trial.n_steps == 24));
-        assert!(full.verdict.depths.iter().all(|depth| depth.n_full == 2));
+        for depth in &full.verdict.depths {
+            assert_eq!(depth.n_full, 2);
+            assert_eq!(depth.behind.is_none(), depth.freeze == full.verdict.winner, "{depth:?}");
+        }
+        for task in full.trials.iter().flat_map(|trial| &trial.tasks) {
+            assert_eq!(task.hits.len(), setting.corpus.eval.len(), "every row has both labels");
+            let n_right = task.hits.iter().filter(|hit| **hit).count();
+            assert_eq!(task.accuracy, Some(n_right as f64 / task.hits.len() as f64));
+        }
 
         let halving = check_places(&setting, Search::Halving);
         let n_depths = setting.candidates.len();
@@ -268,12 +276,18 @@ fn a_cached_sweep_ends_as_a_plain_one_on_the_kernels() {
 #[test]
 fn a_kept_depth_and_a_stop() {
     let setting = Setting::new(Engine::CPU, Pooling::Mean);
-    // An error of 1 / 2 at least on 12 rows: whatever is to be kept is.
-    let mut chosen = options(Search::Halving, CachePlace::Auto);
-    chosen.keep = Some("none".to_owned());
-    let outcome = setting.run(chosen, &mut Told::default()).unwrap();
-    let kept = outcome.verdict.depths.last().unwrap();
-    assert_eq!((kept.freeze.as_str(), kept.n_full >= 1), ("none", true), "{outcome:?}");
+    let run = |keep: &str| {
+        let mut chosen = options(Search::Halving, CachePlace::Auto);
+        chosen.keep = Some(keep.to_owned());
+        setting.run(chosen, &mut Told::default()).unwrap()
+    };
+    for candidate in &setting.candidates {
+        let outcome = run(&candidate.freeze);
+        let full = outcome.verdict.depths.iter().filter(|depth| depth.n_full > 0);
+        let full: Vec<&str> = full.map(|depth| depth.freeze.as_str()).collect();
+        assert!(full.len() == 2 && full.contains(&candidate.freeze.as_str()), "{full:?}");
+    }
+    let outcome = run("none");
     let [low, high] = outcome.forecast.seconds;
     assert!(0.0 < low && low <= high && high <= outcome.forecast.plain_seconds * 10.0);
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::candidates::Candidate;
 use super::forecast::counts_of;
-use super::plans::{Cut, DepthPlans, TrainingPlans};
+use super::plans::{Compiler, Cut, DepthPlans, TrainingPlans};
 use crate::Result;
 use crate::cache::{fill_batches, n_bytes};
 use crate::data::Corpus;
@@ -65,17 +65,19 @@ pub struct CostOptions<'a> {
     pub limits: Limits,
 }
 
+/// What a run takes, filling a cache apart.
+struct RunSeconds {
+    whole: f64,
+    /// A step, the mean over an epoch.
+    step: f64,
+}
+
 /// What all candidates are weighed by.
 struct Scales<'a> {
-    network: &'a Network,
     corpus: &'a Corpus,
     pace: &'a Pace,
     options: &'a CostOptions<'a>,
-    step: StepOptions,
-    /// Of a forward pass alone.
-    forward: StepOptions,
-    /// Peak memory of an evaluation with nothing cached.
-    eval_bytes: u64,
+    compiler: Compiler<'a>,
     /// The batches of an epoch, step by step, of one evaluation, and of filling a cache with the rows of both splits.
     epoch: Vec<Vec<Counts>>,
     eval: Vec<Counts>,
@@ -119,17 +121,14 @@ impl<'a> Scales<'a> {
             .map(|split| counts_of(corpus, split, &fill_batches(split, 1)));
         let step = step_options(corpus, options.compute, options.train);
         let forward = StepOptions::plain(Evaluator::capacity(&corpus.eval), options.compute);
-        let n_params = network.params.len();
-        let everything = DepthPlans::new(network, &FreezeMask::none(n_params), &step, &forward);
+        let compiler = Compiler::new(network, step, forward);
+        let everything = compiler.depth(&FreezeMask::none(network.params.len()));
         Ok(Self {
-            network,
             corpus,
             pace,
             options,
-            eval_bytes: peak(&compile(network, &FreezeMask::all(n_params), &forward)),
+            compiler,
             all_flops: flops(&everything.plain, &epoch),
-            step,
-            forward,
             epoch,
             eval: counts_of(corpus, &corpus.eval, &evaluated),
             fill: fill.concat(),
@@ -139,31 +138,31 @@ impl<'a> Scales<'a> {
         })
     }
 
-    /// A whole run, and one of its steps.
-    fn seconds(&self, plans: &TrainingPlans) -> [f64; 2] {
+    fn seconds(&self, plans: &TrainingPlans) -> RunSeconds {
         let step = |batches: &Vec<Counts>| plans.step_seconds(self.pace, batches);
         let epoch: f64 = self.epoch.iter().map(step).sum();
         let eval = plans.evaluation_seconds(self.pace, &self.eval);
-        [self.n_epochs * epoch + self.n_evals * eval, epoch / self.epoch.len() as f64]
+        let whole = self.n_epochs * epoch + self.n_evals * eval;
+        RunSeconds { whole, step: epoch / self.epoch.len() as f64 }
     }
 
     fn weigh(&self, candidate: &Candidate) -> DepthCost {
         let options = self.options;
-        let plans = DepthPlans::new(self.network, &candidate.mask, &self.step, &self.forward);
-        let [plain_seconds, step_seconds] = self.seconds(&plans.plain);
-        let (cache, cached_seconds) = plans.cut.as_ref().and_then(|cut| self.cached(cut)).unzip();
-        let run_seconds = cached_seconds.map_or(plain_seconds, |cached| plain_seconds.min(cached));
-        let plan = &plans.step;
-        let memory_bytes = peak(plan).max(self.eval_bytes);
+        let DepthPlans { plain, cut } = self.compiler.depth(&candidate.mask);
+        let plain_seconds = self.seconds(&plain);
+        let (cache, cached_seconds) = cut.and_then(|cut| self.cached(&cut)).unzip();
+        let run_seconds =
+            cached_seconds.map_or(plain_seconds.whole, |cached| plain_seconds.whole.min(cached));
+        let memory_bytes = peak(&plain.step).max(peak(&self.compiler.evaluation));
         let Limits { seconds: most_seconds, memory_bytes: most_bytes } = options.limits;
-        let n_trained = plan.n_trained_values();
+        let n_trained = plain.step.n_trained_values();
         DepthCost {
             freeze: candidate.freeze.clone(),
             n_frozen_layers: candidate.n_frozen_layers,
             trainable_parameters: n_trained,
             parameters_per_row: n_trained as f64 / self.corpus.train.len() as f64,
-            flops_share: flops(&plans.plain, &self.epoch) / self.all_flops,
-            step_seconds,
+            flops_share: flops(&plain, &self.epoch) / self.all_flops,
+            step_seconds: plain_seconds.step,
             cache,
             run_seconds,
             memory_bytes,
@@ -181,8 +180,8 @@ impl<'a> Scales<'a> {
         }
         let fill = |counts| self.pace.forward_seconds(&cut.below, counts);
         let fill_seconds = self.fill.iter().map(fill).sum();
-        let [run_seconds, step_seconds] = self.seconds(&cut.above);
-        Some((CacheCost { bytes, fill_seconds, step_seconds }, fill_seconds + run_seconds))
+        let RunSeconds { whole, step } = self.seconds(&cut.above);
+        Some((CacheCost { bytes, fill_seconds, step_seconds: step }, fill_seconds + whole))
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::candidates::Candidate;
 use super::halving::{Planned, Rungs};
 use super::opening::Opening;
-use super::plans::{DepthPlans, TrainingPlans, room_bytes};
+use super::plans::{Compiler, TrainingPlans, room_bytes};
 use super::sweep::{Subject, SweepOptions};
 use crate::Result;
 use crate::cache::{Shelf, fill_batches};
@@ -66,7 +66,7 @@ struct TrialPrices {
     /// By seed: seconds of the steps up to each of the first epoch's, as far as a trial goes.
     steps: Vec<Vec<f64>>,
     evaluation: f64,
-    /// Of its opening.
+    /// Seconds before the first step.
     opening: f64,
 }
 
@@ -104,13 +104,8 @@ impl Work {
         })
     }
 
-    /// The trials that run `plans` in a session that needs so many bytes beside the weights.
-    fn prices(
-        &self,
-        plans: &TrainingPlans,
-        pace: &Pace,
-        (opening, room_bytes): (&Opening, usize),
-    ) -> TrialPrices {
+    /// The trials that run `plans`.
+    fn prices(&self, plans: &TrainingPlans, pace: &Pace, opening: &Opening) -> TrialPrices {
         let sums = |steps: &Vec<Vec<Counts>>| {
             let sum = |sum: &mut f64, batches: &Vec<Counts>| {
                 *sum += plans.step_seconds(pace, batches);
@@ -121,7 +116,7 @@ impl Work {
         TrialPrices {
             steps: self.steps.iter().map(sums).collect(),
             evaluation: plans.evaluation_seconds(pace, &self.evaluation),
-            opening: opening.seconds(room_bytes),
+            opening: opening.seconds(room_bytes(&Layout::new(&plans.step))),
         }
     }
 }
@@ -171,7 +166,7 @@ impl FillPrices {
 }
 
 impl Prices {
-    /// Predicts all depths of a subject, and opens a session to see what that takes.
+    /// Predicts all depths of a subject; two sessions are opened for it, see [`Opening::measure`].
     ///
     /// # Errors
     /// A text that no batch holds, a device that lacks the memory or fails.
@@ -181,15 +176,14 @@ impl Prices {
         let plain = StepOptions::plain(Evaluator::capacity(&corpus.eval), step.compute);
         let work = Work::of(corpus, options, n_steps)?;
         let opening = Opening::measure(subject, options)?;
+        let compiler = Compiler::new(network, step, plain);
         let depth = |candidate: &Candidate| {
-            let plans = DepthPlans::new(network, &candidate.mask, &step, &plain);
-            let prices =
-                |of: &TrainingPlans, room_bytes| work.prices(of, pace, (&opening, room_bytes));
-            let cut = plans.cut.as_ref();
+            let plans = compiler.depth(&candidate.mask);
+            let prices = |of: &TrainingPlans| work.prices(of, pace, &opening);
             DepthPrices {
-                prefix: cut.map(|cut| cut.prefix),
-                cached: cut.map(|cut| prices(&cut.above, cut.above.room_bytes())),
-                plain: prices(&plans.plain, room_bytes(&Layout::new(&plans.step))),
+                prefix: plans.cut.as_ref().map(|cut| cut.prefix),
+                cached: plans.cut.as_ref().map(|cut| prices(&cut.above)),
+                plain: prices(&plans.plain),
             }
         };
         let depths = subject.candidates.iter().map(depth).collect();

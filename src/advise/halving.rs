@@ -6,12 +6,13 @@
 //! | rung | depths | seeds | steps |
 //! |---|---|---|---|
 //! | 0 | all | the first | a sixth |
-//! | 1 | a third, two at least: the best, and the most frozen of those that are near it | the first | all |
+//! | 1 | a third, two at least: the best, the one that is to be proven, and the most frozen of those near the best | the first | all |
 //! | 2 | the most frozen of these that cannot be told from the best | the others | all |
 //!
-//! Three things are unlike the paper's. A trial of rung 0 is a training of its own, whose rate decays to its own end, and
+//! Four things are unlike the paper's. A trial of rung 0 is a training of its own, whose rate decays to its own end, and
 //! not the beginning of a longer one: a training that is stopped while its rate is high says little about one that is
-//! brought to its end. No fewer than two depths are trained at full length, since a winner without anybody beside it has
+//! brought to its end. The depth that is to be proven is always brought to its end, since short trainings favour depths
+//! that train little. No fewer than two depths are trained at full length, since a winner without anybody beside it has
 //! won nothing. And what is looked for is not the best score, of which the next seed makes another depth's, but the most
 //! frozen depth that is as good: of depths that are within the error of so many rows the cheaper goes on.
 
@@ -55,7 +56,7 @@ pub struct Rungs {
     pub n_seeds: usize,
     /// Steps of a trial at full length.
     pub n_steps: u64,
-    /// A depth that goes before others that are near the best: the one that is to be proven.
+    /// The depth that is to be proven, which is trained at full length in any case.
     pub keep: Option<usize>,
 }
 
@@ -160,16 +161,17 @@ fn by_score(scored: &[Scored]) -> Vec<Scored> {
     sorted
 }
 
-/// The depths that go on, the most frozen first: the best, those near it, and if need be the next best.
+/// The depths that go on, the most frozen first: the best, the one that is kept, those near the best, and if need be the
+/// next best.
 fn survivors(scored: &[Scored], keep: Option<usize>, error: ErrorBetween) -> Vec<usize> {
     let sorted = by_score(scored);
     let Some(best) = sorted.first() else { return Vec::new() };
-    let mut near = like(best, scored, error);
-    near.sort_by_key(|one| (Some(one.depth) != keep, one.depth));
+    let near = like(best, scored, error);
+    let wanted = [best.depth].into_iter().chain(keep);
     let mut depths: Vec<usize> = Vec::new();
-    for one in [*best].iter().chain(&near).chain(&sorted) {
-        if depths.len() < n_survivors(sorted.len()) && !depths.contains(&one.depth) {
-            depths.push(one.depth);
+    for depth in wanted.chain(near.iter().chain(&sorted).map(|one| one.depth)) {
+        if depths.len() < n_survivors(sorted.len()) && !depths.contains(&depth) {
+            depths.push(depth);
         }
     }
     depths.sort_unstable();
@@ -256,9 +258,24 @@ mod tests {
         };
         assert_eq!(on(&[0.7, 0.78, 0.79, 0.8], None), [1, 3]);
         assert_eq!(on(&[0.7, 0.78, 0.79, 0.8], Some(2)), [2, 3]);
-        assert_eq!(on(&[0.7, 0.78, 0.79, 0.8], Some(0)), [1, 3], "too far to be kept");
+        assert_eq!(on(&[0.7, 0.78, 0.79, 0.8], Some(0)), [0, 3], "far, and yet to be proven");
         assert_eq!(on(&[0.7, 0.6, 0.75, 0.8], None), [2, 3], "nothing is near: the next best");
         assert_eq!(on(&[0.8, 0.79, 0.78, 0.7], Some(0)), [0, 1]);
+    }
+
+    #[test]
+    fn errors_are_of_pairs() {
+        let one = rungs(Search::Halving, 4, 2, 300);
+        let scores = scored(&[0.7, 0.76, 0.78, 0.8]);
+        let depths = |error: ErrorBetween| {
+            one.next(0, &scores, error).iter().map(|trial| trial.depth).collect::<Vec<_>>()
+        };
+        // Depth 0 is far from the best and its error is as large; of depth 1 nothing is known.
+        let error = |_, depth| [Some(0.2), None, Some(0.03)][depth];
+        assert_eq!(depths(&error), [0, 3]);
+        assert_eq!(depths(&|_, _| None), [2, 3], "nothing is near: the next best");
+        let last = one.next(1, &scores[..2], &|_, _| None);
+        assert_eq!(shown(&last), [(1, 1, 300)], "the best alone is like it");
     }
 
     #[test]

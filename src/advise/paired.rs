@@ -1,6 +1,7 @@
 //! How far apart two depths may be by chance, where both are evaluated on the same rows.
 
-use super::verdict::{Trial, mean};
+use super::verdict::Trial;
+use crate::sums::mean;
 use crate::train::Metric;
 
 /// The standard error of the difference of two depths' scores, each the mean of its trials; None without rows.
@@ -17,9 +18,7 @@ use crate::train::Metric;
 pub fn paired_error(metric: &Metric, these: &[&Trial], those: &[&Trial]) -> Option<f64> {
     let tasks = these.first()?.tasks.iter().enumerate();
     let asked = tasks.filter(|(_, task)| metric.task().is_none_or(|name| name == task.task));
-    let errors: Vec<f64> =
-        asked.filter_map(|(task, _)| error_of_task(task, these, those)).collect();
-    mean(errors.into_iter())
+    mean(asked.filter_map(|(task, _)| error_of_task(task, these, those)))
 }
 
 fn error_of_task(task: usize, these: &[&Trial], those: &[&Trial]) -> Option<f64> {

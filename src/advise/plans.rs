@@ -9,12 +9,19 @@ use crate::plan::prefix::{
 };
 use crate::plan::{Counts, Layout, Plan, StepOptions, compile};
 
+/// Compiles depths of one network for one way of training.
+pub(super) struct Compiler<'a> {
+    network: &'a Network,
+    step: StepOptions,
+    forward: StepOptions,
+    /// An evaluation with nothing cached, the same for all depths.
+    pub evaluation: Plan,
+}
+
 /// One depth, with nothing cached and with what is frozen in a cache.
 pub(super) struct DepthPlans {
-    /// The step as it runs with nothing cached.
-    pub step: Plan,
     pub plain: TrainingPlans,
-    /// None where nothing lies below what trains.
+    /// None where nothing lies below what trains, or where it drops something else every time.
     pub cut: Option<Cut>,
 }
 
@@ -28,51 +35,52 @@ pub(super) struct Cut {
 
 /// What a training runs.
 pub(super) struct TrainingPlans {
-    /// A forward pass that keeps nothing, in front of every batch of a step.
-    below: Option<Plan>,
-    step: Plan,
+    pub step: Plan,
     /// The step where it has several batches.
     parts: Accumulated,
+    /// Of the step's ops those that are a forward pass and keep nothing.
+    below: Option<Plan>,
     evaluation: Plan,
 }
 
-impl DepthPlans {
-    /// Compiles the steps that `mask` leaves, and evaluations of `forward`.
-    pub fn new(
-        network: &Network,
-        mask: &FreezeMask,
-        step: &StepOptions,
-        forward: &StepOptions,
-    ) -> Self {
-        let whole = compile(network, mask, step);
-        let evaluation = compile(network, &FreezeMask::all(network.params.len()), forward);
-        let cut = prefix_of(network, mask, step).and_then(|prefix| {
-            let (below, _) = compile_prefixes(network, &[prefix.above], step)?;
-            let above = compile_cached(network, mask, step)?;
-            let evaluation = compile_cached_forward(network, prefix.above, forward)?;
-            Some(Cut { prefix, below, above: TrainingPlans::new(None, above, evaluation) })
-        });
-        let plain = match &cut {
-            // What is frozen keeps nothing and drops nothing, and is so much faster.
-            Some(Cut { below, above, .. }) => {
-                TrainingPlans::new(Some(below.clone()), above.step.clone(), evaluation)
-            }
-            None => TrainingPlans::new(None, whole.clone(), evaluation),
-        };
-        Self { step: whole, plain, cut }
+impl<'a> Compiler<'a> {
+    /// For steps of `step`, and evaluations of `forward`.
+    pub fn new(network: &'a Network, step: StepOptions, forward: StepOptions) -> Self {
+        let evaluation = compile(network, &FreezeMask::all(network.params.len()), &forward);
+        Self { network, step, forward, evaluation }
+    }
+
+    /// The plans that a mask leaves.
+    pub fn depth(&self, mask: &FreezeMask) -> DepthPlans {
+        let cut = self.cut(mask);
+        let below = cut.as_ref().map(|cut| cut.below.clone());
+        let step = compile(self.network, mask, &self.step);
+        DepthPlans { plain: TrainingPlans::new(step, below, self.evaluation.clone()), cut }
+    }
+
+    fn cut(&self, mask: &FreezeMask) -> Option<Cut> {
+        let Self { network, step, forward, .. } = self;
+        if step.frozen_dropout {
+            return None;
+        }
+        let prefix = prefix_of(network, mask, step)?;
+        let (below, _) = compile_prefixes(network, &[prefix.above], step)?;
+        let above = compile_cached(network, mask, step)?;
+        let evaluation = compile_cached_forward(network, prefix.above, forward)?;
+        Some(Cut { prefix, below, above: TrainingPlans::new(above, None, evaluation) })
     }
 }
 
 impl TrainingPlans {
-    fn new(below: Option<Plan>, step: Plan, evaluation: Plan) -> Self {
-        Self { below, parts: accumulate(&step), step, evaluation }
+    fn new(step: Plan, below: Option<Plan>, evaluation: Plan) -> Self {
+        Self { parts: accumulate(&step), step, below, evaluation }
     }
 
     /// What runs for each of a step's batches.
     fn of_step<'a>(
         &'a self,
         batches: &'a [Counts],
-    ) -> impl Iterator<Item = (Option<&'a Plan>, &'a Plan, &'a Counts)> {
+    ) -> impl Iterator<Item = (&'a Plan, &'a Counts)> {
         let last = batches.len().saturating_sub(1);
         let part = move |at| match at {
             _ if last == 0 => &self.step,
@@ -80,40 +88,27 @@ impl TrainingPlans {
             _ if at < last => &self.parts.next,
             _ => &self.parts.last,
         };
-        let below = self.below.as_ref();
-        batches.iter().enumerate().map(move |(at, counts)| (below, part(at), counts))
+        batches.iter().enumerate().map(move |(at, counts)| (part(at), counts))
     }
 
     /// Seconds of a step of these batches.
     pub fn step_seconds(&self, pace: &Pace, batches: &[Counts]) -> f64 {
-        let of = |(below, part, counts): (Option<&Plan>, &Plan, &Counts)| {
-            below.map_or(0.0, |below| pace.forward_seconds(below, counts))
-                + pace.seconds(part, counts)
-        };
-        self.of_step(batches).map(of).sum()
+        let below = self.below.as_ref();
+        self.of_step(batches).map(|(part, counts)| pace.step_seconds(part, below, counts)).sum()
     }
 
     /// FLOPs of a step of these batches.
     pub fn step_flops(&self, batches: &[Counts]) -> f64 {
-        let flops = |plan: &Plan, counts: &Counts| plan.total_cost(counts).flops as f64;
-        let of = |(below, part, counts): (Option<&Plan>, &Plan, &Counts)| {
-            below.map_or(0.0, |below| flops(below, counts)) + flops(part, counts)
-        };
-        self.of_step(batches).map(of).sum()
+        self.of_step(batches).map(|(part, counts)| part.total_cost(counts).flops as f64).sum()
     }
 
     /// Seconds of an evaluation of these batches.
     pub fn evaluation_seconds(&self, pace: &Pace, batches: &[Counts]) -> f64 {
         batches.iter().map(|counts| pace.forward_seconds(&self.evaluation, counts)).sum()
     }
-
-    /// Bytes that a session reserves and sets for the step, beside the weights.
-    pub fn room_bytes(&self) -> usize {
-        room_bytes(&Layout::new(&self.step))
-    }
 }
 
-/// What a step needs beside the weights.
+/// Bytes that a step needs beside the weights, which a session reserves and sets.
 pub(super) fn room_bytes(layout: &Layout) -> usize {
     layout.memory.total() - layout.memory.weights
 }

@@ -11,6 +11,7 @@ use super::recommend::{Confidence, Recommendation};
 use super::sweep::SweepOutcome;
 use super::verdict::DepthSummary;
 use crate::model::Pooling;
+use crate::sums::mean;
 
 /// How a score of frozen features ranks depths, beside how a task fared at them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -48,8 +49,7 @@ pub fn agreement(
     let accuracy = |freeze: &str, task: &str| {
         let trials = sweep.trials.iter().filter(|t| t.n_steps == n_steps && t.freeze == freeze);
         let tasks = trials.flat_map(|trial| &trial.tasks).filter(|one| one.task == task);
-        let values: Vec<f64> = tasks.filter_map(|one| one.accuracy).collect();
-        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        mean(tasks.filter_map(|one| one.accuracy))
     };
     let mut all = Vec::new();
     for curve in curves {
@@ -149,11 +149,13 @@ fn doubts_of(sweep: &SweepOutcome) -> Vec<String> {
             "depths with fewer than three seeds are compared: what a seed alone changes may be as much".to_owned(),
         );
     }
-    let errors = verdict.depths.iter().filter_map(|depth| depth.behind);
-    let largest = errors.map(|behind| behind.standard_error).max_by(f64::total_cmp);
-    if let Some(error) = largest.filter(|error| *error > 0.01) {
+    let near = verdict.depths.iter().filter(|one| verdict.not_told_apart.contains(&one.freeze));
+    let errors = near.filter_map(|depth| depth.behind).map(|behind| behind.standard_error);
+    if let Some(error) = errors.max_by(f64::total_cmp) {
         doubts.push(format!(
-            "so few evaluation rows leave differences a standard error of up to {} points: what is below that says nothing",
+            "the evaluation rows do not tell {} from {}: the standard error of a difference is up to {} points",
+            verdict.not_told_apart.join(", "),
+            verdict.winner,
             points(error)
         ));
     }
@@ -166,8 +168,7 @@ fn doubts_of(sweep: &SweepOutcome) -> Vec<String> {
 
 /// Mean seconds of a depth's longest trainings.
 fn mean_seconds(sweep: &SweepOutcome, freeze: &str) -> Option<f64> {
-    let seconds: Vec<f64> = sweep.longest(freeze).iter().map(|trial| trial.seconds).collect();
-    (!seconds.is_empty()).then(|| seconds.iter().sum::<f64>() / seconds.len() as f64)
+    mean(sweep.longest(freeze).iter().map(|trial| trial.seconds))
 }
 
 /// A depth with its score: `lower:3 (0.774 ±0.004 over 3 seeds)`.
@@ -245,6 +246,10 @@ mod tests {
         assert!(found.reasons[1].contains("scores and sweep disagree"), "{found:?}");
         assert_eq!(found.reasons[2], "scores: why");
         assert_eq!(found.doubts[0], "but");
+        let untold = |doubt: &String| doubt.contains("do not tell lower:1 from none");
+        assert_eq!(found.doubts.iter().filter(|doubt| untold(doubt)).count(), 1, "{found:?}");
+        let apart = revise(&advised("backbone"), &sweep(&[TRIALS[0], ("none", 60, 99)]), &[]);
+        assert!(!apart.doubts.iter().any(|doubt| doubt.contains("do not tell")), "{apart:?}");
         assert!(found.alternatives.iter().all(|one| one.contains("2.0 s a training")), "{found:?}");
         assert_eq!(found.alternatives.len(), 2);
     }

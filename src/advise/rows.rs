@@ -115,8 +115,8 @@ fn evenness(counts: &[usize]) -> f64 {
 /// A class with a single row is no fault where two others have more.
 ///
 /// # Errors
-/// [`Error::Content`] for the file of the first task whose labelled training rows all have the same text, are all of one class, have
-/// no second class with two rows (one to fit a probe on, one to test it), or are fewer than [`LEAST_ROWS`].
+/// [`Error::Content`] for the file of the first task whose labelled training rows all have the same text, are all of one
+/// class, have no second class with two rows (one to fit a probe on, one to test it), or are fewer than [`LEAST_ROWS`].
 pub fn check(corpus: &Corpus) -> Result<()> {
     for (task, info) in corpus.tasks.iter().enumerate() {
         let name = &info.name;
@@ -183,7 +183,7 @@ mod tests {
             (Ok(()), None) => {}
             (Err(error @ Error::Content { .. }), Some(parts)) => {
                 for part in parts {
-                    assert!(error.to_string().starts_with("rows.csv: "), "{error}");
+                    assert!(error.to_string().starts_with("rows1.csv: "), "{error}");
                     assert!(error.to_string().contains(part), "`{part}` is not in: {error}");
                 }
             }

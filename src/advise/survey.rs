@@ -42,7 +42,7 @@ pub struct Question<'a> {
     pub cache_limit_bytes: u64,
     pub limits: Limits,
     /// Where vectors are kept for later advice; None for nowhere.
-    pub vectors: Option<VectorStore<'a>>,
+    pub vectors: Option<&'a VectorStore>,
 }
 
 /// A part of a survey that takes a while, told before it begins.

@@ -144,8 +144,8 @@ impl<'a> Sweep<'a> {
         let prices = Prices::of(&subject, &options, n_steps)?;
         let shelf = Shelf::new(&options.cache, subject.engine.device);
         let takes = |depth| match prices.prefix(depth) {
-            Some(prefix) if !options.train.frozen_dropout => shelf.takes(corpus, &prefix),
-            _ => Ok(false),
+            Some(prefix) => shelf.takes(corpus, &prefix),
+            None => Ok(false),
         };
         let mut uses = (0..candidates.len()).map(takes).collect::<Result<Vec<bool>>>()?;
         let mut forecast = prices.forecast(&subject, &rungs, &shelf, &uses);

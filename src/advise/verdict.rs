@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::paired::paired_error;
+use crate::sums::mean;
 use crate::train::evaluate::TaskQuality;
 use crate::train::{Metric, Quality};
 
@@ -150,12 +151,6 @@ fn deviation(mean: f64, scores: impl ExactSizeIterator<Item = f64>) -> Option<f6
     let n = scores.len();
     let squares: f64 = scores.map(|score| (score - mean).powi(2)).sum();
     (n > 1).then(|| (squares / (n - 1) as f64).sqrt())
-}
-
-/// None of nothing.
-pub(super) fn mean(values: impl ExactSizeIterator<Item = f64>) -> Option<f64> {
-    let n = values.len();
-    (n > 0).then(|| values.sum::<f64>() / n as f64)
 }
 
 #[cfg(test)]

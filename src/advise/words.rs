@@ -302,7 +302,7 @@ pub(super) mod tests {
         let task = |(task, n): (usize, &usize)| TaskInfo {
             name: format!("t{task}"),
             labels: (0..*n).map(|class| format!("c{class}")).collect(),
-            path: "rows.csv".into(),
+            path: format!("rows{task}.csv").into(),
         };
         let dataset = Dataset {
             tasks: n_classes.iter().enumerate().map(task).collect(),

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use self::options::{ExportArgs, LimitArgs, RateArgs};
+use self::options::{LimitArgs, RateArgs};
 use self::watch::Watch;
 use super::args::{RunArgs, positive};
-use super::bench::hashes;
-use super::data_args::{BatchArgs, DataArgs, with_tokenizer};
+use super::data_args::{BatchArgs, DataArgs, hashes, with_tokenizer};
+use super::exports::ReportArgs;
 use super::interrupt::Interrupt;
 use super::train::options::{CacheArgs, TrainingArgs};
 use super::{model_folder, print, print_json};
@@ -24,7 +24,6 @@ use crate::advise::sweep::check_metric;
 use crate::advise::vectors::VectorStore;
 use crate::cache::CachePlace;
 use crate::data::{Corpus, Tokenizer};
-use crate::files::write_atomically;
 use crate::measure::Ceilings;
 use crate::model::hub::Need;
 use crate::model::params::head_tensor;
@@ -80,7 +79,7 @@ pub struct Args {
     #[command(flatten)]
     cache: CacheArgs,
     #[command(flatten)]
-    exports: ExportArgs,
+    exports: ReportArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -106,7 +105,7 @@ struct Prepared {
 pub fn run(args: &Args) -> Result<()> {
     let files = args.data.files();
     let inputs: Vec<&Path> = files.iter().chain(&args.run.config).map(PathBuf::as_path).collect();
-    args.exports.check(&args.models, &inputs)?;
+    args.models.iter().try_for_each(|model| args.exports.check(Some(model), &inputs))?;
     args.cache.options(false, false)?;
     let engine = args.run.device.prepare()?;
     // Whatever is wrong with any of them is said before work begins.
@@ -172,8 +171,8 @@ fn advise(
         depths.iter_mut().for_each(|candidate| candidate.head_rate_scale = 1.0);
     }
     let values = source.initial_values(network, args.run.seed)?;
-    // Only files are named by them.
-    let kept_values = (cache.place == CachePlace::Disk).then(|| values.clone());
+    let open = || VectorStore::open(&cache.folder, cache.limit_bytes, network, &values);
+    let vectors = (cache.place == CachePlace::Disk).then(open).transpose()?;
     let mut session = engine.session(network.clone(), values)?;
     let free_bytes = session.free_bytes()?.or_else(backend::host::available_bytes);
     // The weights are there by now, and are part of what a step needs.
@@ -189,7 +188,7 @@ fn advise(
         ceilings,
         cache_limit_bytes: if cache.place == CachePlace::Off { 0 } else { cache.limit_bytes },
         limits: args.limits.limits(free_bytes.map(|free| free + n_weight_bytes)),
-        vectors: kept_values.as_deref().map(|values| VectorStore { folder: &cache.folder, values }),
+        vectors: vectors.as_ref(),
     };
     let watch = Watch::new();
     let advice = survey(&mut session, &question, &watch)?;
@@ -232,15 +231,5 @@ fn publish(args: &Args, engine: Engine, models: Vec<ModelAdvice>) -> Result<()> 
         true => print_json(&document)?,
         false => print(&advice.text())?,
     }
-    let ExportArgs { export_json, export_markdown, report } = &args.exports;
-    if let Some(file) = export_json {
-        write_atomically(file, format!("{document:#}\n").as_bytes())?;
-    }
-    if let Some(file) = export_markdown {
-        write_atomically(file, advice.markdown().as_bytes())?;
-    }
-    if let Some(file) = report {
-        write_atomically(file, advice_page(&advice).as_bytes())?;
-    }
-    Ok(())
+    args.exports.write(&document, || advice.markdown(), || advice_page(&advice))
 }

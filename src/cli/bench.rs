@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::args::{ModelArgs, RunArgs, full_capacity, positive};
 use super::bench_training::Trainings;
-use super::data_args::{BatchArgs, DataArgs, MatrixArgs};
+use super::data_args::{BatchArgs, DataArgs, MatrixArgs, hashes};
 use super::exports::ExportArgs;
 use super::forgetting::ForgettingArgs;
 use super::step::Rates;
@@ -27,7 +27,7 @@ use crate::plan::prefix::prefix_of;
 use crate::report::environment::Environment;
 use crate::report::{AgainstItself, Bench, Row, Shape, json as json_report, table};
 use crate::session::{Device, Engine, Session};
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 
 #[derive(clap::Args, Debug)]
 #[command(
@@ -205,7 +205,7 @@ impl<'a> Bencher<'a> {
         size: &BatchArgs,
         shapes: &mut Vec<Shape>,
     ) -> Result<Vec<Row>> {
-        let (engine, clip) = (self.engine, self.args.rates.clip());
+        let (engine, clip) = (self.engine, self.args.rates.regularizers.clip());
         let step = |capacity| step_options(capacity, engine.compute, clip);
         let (n_rounds, seed) = (self.args.rounds, self.args.run.seed);
         let batches = workload.batches(size, &self.network, n_rounds, seed, step)?;
@@ -274,7 +274,7 @@ impl<'a> Bencher<'a> {
     /// Peak memory of each scenario, each in a process of its own.
     fn peaks(&self, capacity: Capacity) -> Vec<Option<usize>> {
         let bar = progress::bar(self.scenarios.len() as u64, "measuring memory");
-        let (model, clip) = (&self.model, self.args.rates.clip());
+        let (model, clip) = (&self.model, self.args.rates.regularizers.clip());
         let peak = |scenario: &Scenario| {
             bar.inc(1);
             if scenario.is_cached {
@@ -323,20 +323,6 @@ fn train_rows(trainings: &mut Trainings, scenarios: &[Scenario], rows: &mut [Row
         }
     }
     Ok(())
-}
-
-/// The files that a command read, each once, with what `sha256sum` says of them.
-///
-/// # Errors
-/// A file that can no longer be read.
-pub fn hashes(files: &[PathBuf]) -> Result<Vec<serde_json::Value>> {
-    let mut files: Vec<&PathBuf> = files.iter().collect();
-    files.sort();
-    files.dedup();
-    let hash = |file: &PathBuf| {
-        Ok(json!({ "file": file.to_string_lossy(), "sha256": files::sha256_of(file)? }))
-    };
-    files.into_iter().map(hash).collect()
 }
 
 /// The specs as typed, the baseline first, without white space around commas and without repetition.

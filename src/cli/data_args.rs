@@ -1,10 +1,14 @@
 //! Options about data, and the way from them to a corpus.
 
+use std::path::PathBuf;
+
+use serde_json::json;
+
 use super::args::parse_task_size;
 use super::progress;
 use crate::data::{BatchLimit, Corpus, Dataset, TaskSource, TokenRules, model_max_length};
 use crate::model::{Config, ModelFolder, Source};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Where the labelled texts are.
 #[derive(clap::Args, Debug)]
@@ -111,7 +115,7 @@ fn distinct(values: &[usize]) -> impl Iterator<Item = usize> + '_ {
 
 impl DataArgs {
     /// The files that tasks name.
-    pub fn files(&self) -> Vec<std::path::PathBuf> {
+    pub fn files(&self) -> Vec<PathBuf> {
         let all = self.tasks.iter().chain(&self.evals);
         let named = all.filter(|text| !matches!(parse_task_size(text), Ok(Some(_))));
         named.filter_map(|text| TaskSource::parse(text).ok()).map(|source| source.path).collect()
@@ -229,4 +233,18 @@ pub fn longest(asked: Option<usize>, config: &Config, default: usize) -> Result<
         Some(n) => Ok(n),
         None => Ok(default.min(most)),
     }
+}
+
+/// The files that a command read, each once, with what `sha256sum` says of them.
+///
+/// # Errors
+/// A file that can no longer be read.
+pub fn hashes(files: &[PathBuf]) -> Result<Vec<serde_json::Value>> {
+    let mut files: Vec<&PathBuf> = files.iter().collect();
+    files.sort();
+    files.dedup();
+    let hash = |file: &PathBuf| {
+        Ok(json!({ "file": file.to_string_lossy(), "sha256": files::sha256_of(file)? }))
+    };
+    files.into_iter().map(hash).collect()
 }

@@ -9,15 +9,12 @@ use crate::files::write_atomically;
 use crate::report::{Bench, export, html};
 use crate::{Error, Result};
 
-/// Where to write what was measured.
+/// Where to write a result, beside what is printed.
 #[derive(clap::Args, Debug)]
-pub struct ExportArgs {
+pub struct ReportArgs {
     /// Write the document of --json to a file
     #[arg(long, alias = "export_json", value_name = "FILE")]
     export_json: Option<PathBuf>,
-    /// Write one line a scenario as CSV
-    #[arg(long, alias = "export_csv", value_name = "FILE")]
-    export_csv: Option<PathBuf>,
     /// Write the tables as Markdown
     #[arg(long, alias = "export_markdown", value_name = "FILE")]
     export_markdown: Option<PathBuf>,
@@ -26,18 +23,30 @@ pub struct ExportArgs {
     report: Option<PathBuf>,
 }
 
-impl ExportArgs {
-    fn files(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+/// Where to write what was measured.
+#[derive(clap::Args, Debug)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    reports: ReportArgs,
+    /// Write one line a scenario as CSV
+    #[arg(long, alias = "export_csv", value_name = "FILE")]
+    export_csv: Option<PathBuf>,
+}
+
+/// A file that an option names.
+type Named<'a> = (&'static str, &'a PathBuf);
+
+impl ReportArgs {
+    fn files(&self) -> impl Iterator<Item = Named<'_>> {
         let options = [
             ("--export-json", &self.export_json),
-            ("--export-csv", &self.export_csv),
             ("--export-markdown", &self.export_markdown),
             ("--report", &self.report),
         ];
         options.into_iter().filter_map(|(option, file)| Some((option, file.as_ref()?)))
     }
 
-    /// Refuses, before anything is measured, what could not be written or would overwrite an input.
+    /// Refuses, before anything is computed, what could not be written or would overwrite an input.
     ///
     /// # Errors
     /// As [`check_files`].
@@ -49,20 +58,44 @@ impl ExportArgs {
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn write(&self, bench: &Bench, document: &Value) -> Result<()> {
+    pub fn write(
+        &self,
+        document: &Value,
+        markdown: impl FnOnce() -> String,
+        page: impl FnOnce() -> String,
+    ) -> Result<()> {
         if let Some(file) = &self.export_json {
             write_atomically(file, format!("{document:#}\n").as_bytes())?;
         }
+        if let Some(file) = &self.export_markdown {
+            write_atomically(file, markdown().as_bytes())?;
+        }
+        if let Some(file) = &self.report {
+            write_atomically(file, page().as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+impl ExportArgs {
+    /// As [`ReportArgs::check`].
+    ///
+    /// # Errors
+    /// As [`check_files`].
+    pub fn check(&self, model: Option<&PathBuf>, inputs: &[&Path]) -> Result<()> {
+        let csv = self.export_csv.as_ref().map(|file| ("--export-csv", file));
+        check_files(&self.reports.files().chain(csv).collect::<Vec<_>>(), model, inputs)
+    }
+
+    /// Writes the files that were asked for.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write(&self, bench: &Bench, document: &Value) -> Result<()> {
         if let Some(file) = &self.export_csv {
             write_atomically(file, &export::csv(bench)?)?;
         }
-        if let Some(file) = &self.export_markdown {
-            write_atomically(file, export::markdown(bench).as_bytes())?;
-        }
-        if let Some(file) = &self.report {
-            write_atomically(file, html::page(bench).as_bytes())?;
-        }
-        Ok(())
+        self.reports.write(document, || export::markdown(bench), || html::page(bench))
     }
 }
 
@@ -71,7 +104,7 @@ impl ExportArgs {
 ///
 /// # Errors
 /// A missing folder, a folder in the place of a file, a file that is read, one file for two options.
-pub fn check_files(
+fn check_files(
     files: &[(&str, &PathBuf)],
     model: Option<&PathBuf>,
     inputs: &[&Path],

@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
             Ok(Scenario { freeze, mask, is_cached: false })
         })
         .collect::<Result<Vec<_>>>()?;
-    let step = |capacity| step_options(capacity, engine.compute, args.rates.clip());
+    let step = |capacity| step_options(capacity, engine.compute, args.rates.regularizers.clip());
     let batches = workload.batches(&args.batch, &network, 1, args.run.seed, step)?;
     let batch = &batches[0];
     let values = source.initial_values(&network, args.run.seed)?;

@@ -50,20 +50,29 @@ pub struct Rates {
     /// Learning rate of the heads [default: the learning rate]
     #[arg(long, alias = "head_learning_rate", value_parser = rate)]
     pub head_learning_rate: Option<f32>,
+    #[command(flatten)]
+    pub regularizers: Regularizers,
+}
+
+/// What keeps values and updates small.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct Regularizers {
     /// Weight decay of everything but biases and LayerNorm parameters
     #[arg(long, alias = "weight_decay", default_value_t = 0.01, value_parser = rate)]
     pub weight_decay: f32,
     /// Clip gradients to this global norm, 0 for no clipping
     #[arg(long, alias = "max_grad_norm", default_value_t = 1.0, value_parser = rate)]
-    pub max_grad_norm: f32,
+    max_grad_norm: f32,
 }
 
-impl Rates {
+impl Regularizers {
     /// The norm to clip to.
     pub fn clip(&self) -> Option<f32> {
         (self.max_grad_norm > 0.0).then_some(self.max_grad_norm)
     }
+}
 
+impl Rates {
     /// How `bench` and `profile` measure with these rates.
     pub fn measured(&self, n_rounds: usize, n_warmup: Option<usize>, seed: u64) -> MeasureOptions {
         MeasureOptions {
@@ -71,8 +80,8 @@ impl Rates {
             n_warmup,
             learning_rate: self.learning_rate,
             head_learning_rate: self.of_heads(),
-            weight_decay: self.weight_decay,
-            max_grad_norm: self.clip(),
+            weight_decay: self.regularizers.weight_decay,
+            max_grad_norm: self.regularizers.clip(),
             seed,
         }
     }
@@ -104,7 +113,7 @@ pub fn run(args: &Args) -> Result<()> {
 
     let mut session = engine.session(network.clone(), values)?;
     let options = StepOptions {
-        max_grad_norm: args.rates.clip(),
+        max_grad_norm: args.rates.regularizers.clip(),
         ..StepOptions::plain(Capacity::of([&batch]), session.compute())
     };
     let step = session.compile(&mask, &options)?;
@@ -112,7 +121,7 @@ pub fn run(args: &Args) -> Result<()> {
         step: number,
         learning_rate: args.rates.learning_rate,
         head_learning_rate: args.rates.of_heads(),
-        weight_decay: args.rates.weight_decay,
+        weight_decay: args.rates.regularizers.weight_decay,
         seed: args.run.seed,
     };
     let first = session.run(&step, &batch, &state(1), Timing::Off)?;

@@ -14,7 +14,8 @@ use crate::session::{Session, Step};
 /// Ceilings, and what steps take beside them.
 ///
 /// Ceilings are the best that single ops reach, so that a step takes longer than they say, by about the same factor
-/// whatever is frozen. Some steps that train as much as there is memory for tell that factor for each phase.
+/// whatever is frozen. Some steps that train as much as there is memory for tell that factor for each phase, and some
+/// forward passes alone that of those.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Pace {
     pub ceilings: Ceilings,
@@ -31,9 +32,9 @@ const N_STEPS: usize = 3;
 const LEAST_SHARE: f64 = 0.01;
 
 impl Pace {
-    /// Times a few steps on `batch` that train what `mask` leaves, which should be all that there is memory for. They
-    /// change no value; AdamW's moments they do. A phase that has next to nothing to do tells no factor of its own and
-    /// has the forward pass's.
+    /// Times a few steps on `batch` that train what `mask` leaves, which should be all that there is memory for, and a few
+    /// forward passes. They change no value; AdamW's moments they do. A phase that has next to nothing to do tells no
+    /// factor of its own and has the forward pass's.
     ///
     /// # Errors
     /// When the device lacks the memory or fails.
@@ -64,18 +65,16 @@ impl Pace {
     }
 
     /// What a step should take on a batch of these counts: the time by the ceilings, but not less than starting its
-    /// ops does.
-    pub fn seconds(&self, plan: &Plan, counts: &Counts) -> f64 {
+    /// ops does. Of its ops those of `below` are a forward pass that keeps nothing.
+    pub fn step_seconds(&self, plan: &Plan, below: Option<&Plan>, counts: &Counts) -> f64 {
+        let predicted = |plan, phase| predicted_phase_seconds(plan, phase, counts, &self.ceilings);
         let phases = Phase::ALL.into_iter().zip(self.factors);
-        let work: f64 = phases
-            .map(|(phase, factor)| {
-                factor * predicted_phase_seconds(plan, phase, counts, &self.ceilings)
-            })
-            .sum();
-        work.max(self.least_seconds(plan))
+        let work: f64 = phases.map(|(phase, factor)| factor * predicted(plan, phase)).sum();
+        let below = below.map_or(0.0, |below| predicted(below, Phase::Forward));
+        (work + (self.forward_factor - self.factors[0]) * below).max(self.least_seconds(plan))
     }
 
-    /// What a forward pass that keeps nothing should take, under the same limit.
+    /// What a forward pass that keeps nothing should take, no less than starting its ops does.
     pub fn forward_seconds(&self, plan: &Plan, counts: &Counts) -> f64 {
         let work = predicted_phase_seconds(plan, Phase::Forward, counts, &self.ceilings);
         (self.forward_factor * work).max(self.least_seconds(plan))
@@ -138,12 +137,15 @@ mod tests {
         let [forward, backward, optimizer] = Phase::ALL.map(of);
         let pace = Pace { ceilings, factors: [2.0, 3.0, 5.0], forward_factor: 7.0 };
         let expected = 2.0 * forward + 3.0 * backward + 5.0 * optimizer;
-        let found = pace.seconds(&plan, &counts);
+        let found = pace.step_seconds(&plan, None, &counts);
         // A few roundings.
         assert!((found - expected).abs() <= 1e-12 * expected, "{found}, not {expected}");
         assert_eq!(pace.forward_seconds(&plan, &counts), 7.0 * forward);
+        // All of the forward pass keeps nothing.
+        let all = pace.step_seconds(&plan, Some(&plan), &counts);
+        assert!((all - (expected + 5.0 * forward)).abs() <= 1e-12 * all);
         let slow = Pace { ceilings: Ceilings { op_seconds: 1.0, ..ceilings }, ..pace };
-        assert_eq!(slow.seconds(&plan, &counts), plan.ops.len() as f64);
+        assert_eq!(slow.step_seconds(&plan, None, &counts), plan.ops.len() as f64);
         assert_eq!(slow.forward_seconds(&plan, &counts), plan.ops.len() as f64);
     }
 

@@ -9,6 +9,7 @@ use super::run::values_of;
 use crate::data::Corpus;
 use crate::model::ParamId;
 use crate::session::Session;
+use crate::sums::mean;
 use crate::{Error, Result};
 
 /// What makes one evaluation better than another.
@@ -71,15 +72,14 @@ impl Metric {
 
     /// Its value; None where no row counts.
     pub fn of(&self, quality: &Quality) -> Option<f64> {
-        let mean = |one: fn(&TaskQuality) -> Option<f64>| {
+        let of_tasks = |one: fn(&TaskQuality) -> Option<f64>| {
             let asked = |task: &&TaskQuality| self.task().is_none_or(|name| name == task.task);
-            let values: Vec<f64> = quality.tasks.iter().filter(asked).filter_map(one).collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+            mean(quality.tasks.iter().filter(asked).filter_map(one))
         };
         match self {
             Metric::Loss => Some(quality.loss()),
-            Metric::Accuracy(_) => mean(|task| task.confusion.accuracy()),
-            Metric::MacroF1(_) => mean(|task| task.confusion.macro_f1()),
+            Metric::Accuracy(_) => of_tasks(|task| task.confusion.accuracy()),
+            Metric::MacroF1(_) => of_tasks(|task| task.confusion.macro_f1()),
         }
     }
 

@@ -18,7 +18,8 @@ pub struct TaskQuality {
     pub confusion: Confusion,
     /// Mean cross-entropy over the rows with a label.
     pub loss: f64,
-    /// Of each row with a label whether it was right, in an order that is the same for all evaluations of the same rows.
+    /// Of each row with a label whether it was right, in an order that is the same for all evaluations of the same rows;
+    /// none in logs and checkpoints.
     #[serde(skip)]
     pub hits: Vec<bool>,
 }
@@ -33,6 +34,17 @@ impl Quality {
     /// The sum over the tasks of their mean cross-entropy.
     pub fn loss(&self) -> f64 {
         self.tasks.iter().map(|task| task.loss).sum()
+    }
+
+    /// What logs keep.
+    pub fn without_hits(&self) -> Self {
+        let of = |task: &TaskQuality| TaskQuality {
+            task: task.task.clone(),
+            confusion: task.confusion.clone(),
+            loss: task.loss,
+            hits: Vec::new(),
+        };
+        Self { tasks: self.tasks.iter().map(of).collect() }
     }
 
     /// `{task: {"accuracy", "macro_f1"}}`, null where a task has no row.

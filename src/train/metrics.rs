@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::sums::mean;
+
 /// Rows counted by true and predicted label, for one task of C labels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confusion {
@@ -89,15 +91,12 @@ impl Confusion {
     ///
     /// It is `sklearn.metrics.f1_score(average="macro", zero_division=0)`.
     pub fn macro_f1(&self) -> Option<f64> {
-        let scores: Vec<f64> = (0..self.n_labels)
-            .filter_map(|label| {
-                // 2 tp / (2 tp + fp + fn), whose denominator is these two sums.
-                let n_either = self.n_true(label) + self.n_predicted(label);
-                let n_right = self.count(label, label);
-                (n_either > 0).then(|| 2.0 * n_right as f64 / n_either as f64)
-            })
-            .collect();
-        (!scores.is_empty()).then(|| scores.iter().sum::<f64>() / scores.len() as f64)
+        mean((0..self.n_labels).filter_map(|label| {
+            // 2 tp / (2 tp + fp + fn), whose denominator is these two sums.
+            let n_either = self.n_true(label) + self.n_predicted(label);
+            let n_right = self.count(label, label);
+            (n_either > 0).then(|| 2.0 * n_right as f64 / n_either as f64)
+        }))
     }
 }
 

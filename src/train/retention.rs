@@ -5,6 +5,7 @@ use super::forgetting::{Forgetting, ForgettingSet, ProbeScore};
 use crate::Result;
 use crate::data::Corpus;
 use crate::session::Session;
+use crate::sums::mean;
 
 /// A model before training.
 pub struct Before<'a> {
@@ -71,9 +72,7 @@ impl Retention {
     pub fn encoder_change(&self) -> Option<f64> {
         let is_encoder =
             |one: &&GroupDrift| one.group == "embeddings" || one.group.starts_with("layer ");
-        let changes: Vec<f64> =
-            self.drift.iter().flatten().filter(is_encoder).map(|one| one.weights).collect();
-        (!changes.is_empty()).then(|| changes.iter().sum::<f64>() / changes.len() as f64)
+        mean(self.drift.iter().flatten().filter(is_encoder).map(|one| one.weights))
     }
 }
 

@@ -207,7 +207,7 @@ impl Run<'_> {
             epoch: self.progress.n_epochs,
             eval_loss: quality.loss(),
             eval_runtime: begun.elapsed().as_secs_f64(),
-            eval: quality.clone(),
+            eval: quality.without_hits(),
         };
         observer.evaluation(&line);
         observer.logged(&line)?;

@@ -170,6 +170,13 @@ fn vectors_are_kept_for_later_advice_and_only_for_the_same() {
     let (mended, _) = of("", "written");
     assert_eq!(mended, first);
     assert_eq!(std::fs::read(workspace.path(&file)).unwrap(), whole);
+
+    let small = format!("{ADVISE} {TASKS} --cache disk --cache-dir other --cache-limit 0");
+    let stderr = String::from_utf8(workspace.run(&small).stderr).unwrap();
+    assert!(stderr.contains("vectors: not kept"), "{stderr}");
+    assert!(workspace.names("other").is_empty());
+    let no_folder = format!("{ADVISE} {TASKS} --cache disk --cache-dir reviews.csv");
+    workspace.refused(&no_folder, 1, &["reviews.csv"]);
 }
 
 #[test]

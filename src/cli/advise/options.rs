@@ -1,13 +1,10 @@
 //! What can be said of advice on the command line.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::Result;
 use crate::advise::costs::Limits;
 use crate::advise::recommend::HEAD_RATE;
-use crate::cli::exports::check_files;
-use crate::cli::step::{Rates, rate};
+use crate::cli::step::{Rates, Regularizers, rate};
 use crate::train::Metric;
 
 /// What a training run may take.
@@ -68,12 +65,8 @@ pub struct RateArgs {
     /// train alone]
     #[arg(long, alias = "head_learning_rate", value_parser = rate)]
     pub head_learning_rate: Option<f32>,
-    /// Weight decay of everything but biases and LayerNorm parameters
-    #[arg(long, alias = "weight_decay", default_value_t = 0.01, value_parser = rate)]
-    weight_decay: f32,
-    /// Clip gradients to this global norm, 0 for no clipping
-    #[arg(long, alias = "max_grad_norm", default_value_t = 1.0, value_parser = rate)]
-    max_grad_norm: f32,
+    #[command(flatten)]
+    regularizers: Regularizers,
 }
 
 /// Width from which on models are large, for which BERT's and RoBERTa's authors give lower rates.
@@ -88,8 +81,7 @@ impl RateArgs {
         Rates {
             learning_rate,
             head_learning_rate: Some(self.head_learning_rate.unwrap_or(of_heads)),
-            weight_decay: self.weight_decay,
-            max_grad_norm: self.max_grad_norm,
+            regularizers: self.regularizers,
         }
     }
 }
@@ -101,37 +93,6 @@ pub fn share_metric(text: &str) -> std::result::Result<Metric, String> {
             Err("expected accuracy or macro_f1, or of a task, as topic_macro_f1".into())
         }
         metric => Ok(metric),
-    }
-}
-
-/// Where to write the advice, beside what is printed.
-#[derive(clap::Args, Debug)]
-pub struct ExportArgs {
-    /// Write the document of --json to a file
-    #[arg(long, alias = "export_json", value_name = "FILE")]
-    pub export_json: Option<PathBuf>,
-    /// Write the tables as Markdown
-    #[arg(long, alias = "export_markdown", value_name = "FILE")]
-    pub export_markdown: Option<PathBuf>,
-    /// Write a page of charts as HTML, one file that opens offline
-    #[arg(long, value_name = "FILE")]
-    pub report: Option<PathBuf>,
-}
-
-impl ExportArgs {
-    /// Refuses, before anything is computed, what could not be written or would overwrite an input.
-    ///
-    /// # Errors
-    /// As [`check_files`].
-    pub fn check(&self, models: &[PathBuf], inputs: &[&Path]) -> Result<()> {
-        let options = [
-            ("--export-json", &self.export_json),
-            ("--export-markdown", &self.export_markdown),
-            ("--report", &self.report),
-        ];
-        let named = options.into_iter().filter_map(|(option, file)| Some((option, file.as_ref()?)));
-        let named: Vec<(&str, &PathBuf)> = named.collect();
-        models.iter().try_for_each(|model| check_files(&named, Some(model), inputs))
     }
 }
 

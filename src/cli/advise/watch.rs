@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use indicatif::ProgressBar;
 
+use crate::advise::figures::megabytes;
 use crate::advise::survey::{Stage, SurveyObserver};
 use crate::advise::vectors::Origin;
 use crate::cli::progress;
@@ -52,6 +53,9 @@ impl SurveyObserver for Watch {
             Origin::Computed => return,
             Origin::Written(path) => format!("vectors: written: {}", path.display()),
             Origin::Found(path) => format!("vectors: found: {}", path.display()),
+            Origin::TooLarge(n_bytes) => {
+                format!("vectors: not kept, {} exceed --cache-limit", megabytes(*n_bytes))
+            }
         };
         if let Ok(bar) = self.0.lock() {
             bar.suspend(|| eprintln!("{text}"));

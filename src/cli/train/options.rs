@@ -120,8 +120,8 @@ impl TrainingArgs {
             learning_rate: rates.learning_rate,
             head_learning_rate: rates.of_heads(),
             rates: RateRules::default(),
-            weight_decay: rates.weight_decay,
-            max_grad_norm: rates.clip(),
+            weight_decay: rates.regularizers.weight_decay,
+            max_grad_norm: rates.regularizers.clip(),
             warmup: self.warmup_steps,
             schedule: self.lr_scheduler_type,
             logging_steps: 1,
@@ -287,7 +287,8 @@ impl SaveArgs {
 /// What of the frozen part is kept from epoch to epoch.
 #[derive(clap::Args, Debug)]
 pub struct CacheArgs {
-    /// Compute what lies below all that trains once per text, and keep it
+    /// Compute what lies below all that trains once per text, and keep it; for advise, disk keeps every layer's vectors of
+    /// the texts that probes read too
     #[arg(long, value_enum, default_value_t = CachePlace::Auto)]
     cache: CachePlace,
     /// Folder of --cache disk [default: frostline in the user's cache folder]

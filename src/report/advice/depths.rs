@@ -9,6 +9,7 @@ use crate::advise::sweep::SweepOutcome;
 use crate::advise::verdict::{DepthSummary, Trial};
 use crate::report::cells::Cells;
 use crate::report::table::{digits, grouped, share};
+use crate::sums::mean;
 
 pub(super) fn costs(model: &ModelAdvice) -> Titled {
     let mut header = vec![
@@ -78,10 +79,9 @@ pub(super) fn sweep(model: &ModelAdvice, sweep: &SweepOutcome) -> Titled {
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let row = |depth: &DepthSummary| {
         let longest = sweep.longest(&depth.freeze);
-        let mean = |of: &dyn Fn(usize) -> Option<f64>| {
-            let values: Option<Vec<f64>> = (0..longest.len()).map(of).collect();
-            let values = values.filter(|values| !values.is_empty())?;
-            Some(values.iter().sum::<f64>() / values.len() as f64)
+        let accuracy = |task: usize| {
+            let of = |trial: &&Trial| trial.tasks[task].accuracy;
+            mean(longest.iter().map(of).collect::<Option<Vec<f64>>>()?)
         };
         let freeze = &depth.freeze;
         let mut marks = Vec::new();
@@ -100,16 +100,15 @@ pub(super) fn sweep(model: &ModelAdvice, sweep: &SweepOutcome) -> Titled {
             marks.join(", "),
             longest.len().to_string(),
             longest.first().map_or(0, |trial| trial.n_steps).to_string(),
-            format!("{}{deviation}", share(mean(&|at| Some(longest[at].score)))),
+            format!("{}{deviation}", share(mean(longest.iter().map(|trial| trial.score)))),
             depth.behind.map_or(String::new(), |behind| {
                 format!("{:.3} ±{:.3}", behind.difference, behind.standard_error)
             }),
         ];
-        cells.extend(
-            (0..tasks.len()).map(|task| share(mean(&|at| longest[at].tasks[task].accuracy))),
-        );
-        let seconds =
-            |of: fn(&Trial) -> f64| digits(mean(&|at| Some(of(longest[at]))).unwrap_or(0.0));
+        cells.extend((0..tasks.len()).map(|task| share(accuracy(task))));
+        let seconds = |of: fn(&Trial) -> f64| {
+            mean(longest.iter().map(|trial| of(trial))).map_or("-".to_owned(), digits)
+        };
         cells.extend([seconds(|trial| trial.seconds), seconds(|trial| trial.predicted_seconds)]);
         cells
     };
@@ -118,8 +117,9 @@ pub(super) fn sweep(model: &ModelAdvice, sweep: &SweepOutcome) -> Titled {
     Titled {
         title: "The sweep".to_owned(),
         note: format!(
-            "the longest trainings of each depth; behind the best: with the standard error of a difference on the same rows, \
-             within which chosen is the most frozen; {} in all, {} of it for caches; every depth with every seed and nothing cached should take {}",
+            "the longest trainings of each depth, ± over seeds; behind the best ± the standard error of a difference on the \
+             same rows, and chosen is the most frozen depth within that; {} in all, {} of it for caches; every depth with \
+             every seed and nothing cached should take {}",
             duration(taken),
             duration(sweep.fill_seconds),
             duration(plain)

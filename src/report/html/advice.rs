@@ -6,9 +6,9 @@ use super::svg::{Anchor, Scale, Svg, escaped, fill, stroke};
 use crate::advise::figures::duration;
 use crate::advise::survey::{ModelAdvice, TaskAdvice};
 use crate::advise::sweep::SweepOutcome;
-use crate::advise::verdict::Trial;
 use crate::model::Pooling;
 use crate::report::advice::{Advice, Titled, closing, comparison, headline, tables};
+use crate::sums::mean;
 
 /// The whole page.
 pub fn advice_page(advice: &Advice) -> String {
@@ -133,10 +133,8 @@ fn proof(model: &ModelAdvice, sweep: &SweepOutcome) -> Option<String> {
     let point = |freeze: &String| {
         let longest = sweep.longest(freeze);
         let n_steps = longest.first()?.n_steps;
-        let mean = |of: fn(&Trial) -> f64| {
-            longest.iter().map(|trial| of(trial)).sum::<f64>() / longest.len() as f64
-        };
-        let (seconds, score) = (mean(|trial| trial.seconds), mean(|trial| trial.score));
+        let seconds = mean(longest.iter().map(|trial| trial.seconds))?;
+        let score = mean(longest.iter().map(|trial| trial.score))?;
         let is_short = n_steps < sweep.n_steps;
         let is_chosen = *freeze == sweep.verdict.cheapest;
         let mut name = freeze.clone();

@@ -10,6 +10,7 @@ pub use self::advice::advice_page;
 use self::page::{Page, figure};
 pub use self::svg::escaped;
 use super::{Bench, Row, table};
+use crate::sums::mean;
 
 /// The whole page.
 pub fn page(bench: &Bench) -> String {
@@ -98,8 +99,7 @@ fn summary(bench: &Bench) -> String {
     let accuracy = |row: &Row| {
         let tasks = &row.training.as_ref()?.eval.tasks;
         let all: Option<Vec<f64>> = tasks.iter().map(|task| task.confusion.accuracy()).collect();
-        let all = all?;
-        Some(all.iter().sum::<f64>() / all.len() as f64)
+        mean(all?)
     };
     let full = bench.rows.iter().find(|row| row.shape == best.shape && !trains(row));
     let second = match (accuracy(best), full.and_then(accuracy)) {
