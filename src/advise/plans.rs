@@ -112,3 +112,71 @@ impl TrainingPlans {
 pub(super) fn room_bytes(layout: &Layout) -> usize {
     layout.memory.total() - layout.memory.weights
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::freeze::FreezeSpec;
+    use crate::measure::Ceilings;
+    use crate::model::{Config, Pooling};
+    use crate::plan::Capacity;
+    use crate::tensor::DType;
+
+    const CAPACITY: Capacity = Capacity { tokens: 64, sequences: 4, max_length: 16 };
+
+    fn with_depth(spec: &str, frozen_dropout: bool, check: impl Fn(&DepthPlans, &[Counts])) {
+        let config = Config {
+            hidden_size: 32,
+            n_heads: 2,
+            n_layers: 2,
+            intermediate_size: 64,
+            vocab_size: 50,
+            ..Config::published("bert-base").unwrap()
+        };
+        let tasks = [("task".to_owned(), 2)];
+        let network = Network::new(&config, None, &tasks, Pooling::Mean).unwrap();
+        let forward = StepOptions::plain(CAPACITY, DType::F32);
+        let step = StepOptions { dropout: true, frozen_dropout, ..forward };
+        let mask = FreezeSpec::parse(spec).unwrap().mask(&network).unwrap();
+        let small = Capacity { tokens: 20, sequences: 2, max_length: 10 };
+        let batches = [CAPACITY, small, CAPACITY].map(|capacity| Counts::full(capacity, 1));
+        check(&Compiler::new(&network, step, forward).depth(&mask), &batches);
+    }
+
+    #[test]
+    fn a_step_of_several_batches_updates_once() {
+        with_depth("lower:1", false, |plans, batches| {
+            let plain = &plans.plain;
+            let flops = |plan: &Plan, at: usize| plan.total_cost(&batches[at]).flops as f64;
+            let Accumulated { first, next, last } = &plain.parts;
+            assert_eq!(plain.step_flops(&batches[..1]), flops(&plain.step, 0));
+            assert_eq!(plain.step_flops(&batches[..2]), flops(first, 0) + flops(last, 1));
+            let all = flops(first, 0) + flops(next, 1) + flops(last, 2);
+            assert_eq!(plain.step_flops(batches), all);
+            let each: f64 = (0..3).map(|at| flops(&plain.step, at)).sum();
+            assert!(all < each, "an update of every batch costs more");
+        });
+    }
+
+    #[test]
+    fn what_is_frozen_runs_as_a_forward_pass_alone() {
+        let ceilings =
+            Ceilings { gemm_flops_per_second: 1e9, copy_bytes_per_second: 1e9, op_seconds: 0.0 };
+        let pace = |forward_factor| Pace { ceilings, factors: [3.0; 3], forward_factor };
+        with_depth("lower:1", false, |plans, batches| {
+            let cut = plans.cut.as_ref().unwrap();
+            let seconds = |factor| plans.plain.step_seconds(&pace(factor), &batches[..1]);
+            let below = pace(1.0).forward_seconds(&cut.below, &batches[0]);
+            // A factor of 2 less saves twice what the ceilings say of the frozen part; a few roundings.
+            assert!((seconds(3.0) - seconds(1.0) - 2.0 * below).abs() <= 1e-12 * seconds(3.0));
+            let cached = |factor| cut.above.step_seconds(&pace(factor), &batches[..1]);
+            assert_eq!(cached(3.0), cached(1.0), "nothing below is left");
+        });
+    }
+
+    #[test]
+    fn nothing_is_cut_where_nothing_stays_the_same() {
+        with_depth("none", false, |plans, _| assert!(plans.cut.is_none()));
+        with_depth("lower:1", true, |plans, _| assert!(plans.cut.is_none()));
+    }
+}
