@@ -39,6 +39,8 @@ pub struct DepthCost {
     pub cache: Option<CacheCost>,
     /// Predicted time of the whole run, evaluation included: cached where that is faster.
     pub run_seconds: f64,
+    /// Whether it is cached.
+    pub run_is_cached: bool,
     /// Planned peak memory of a step, or of an evaluation where that is more. A cache lies where there is room and is not
     /// in it.
     pub memory_bytes: u64,
@@ -165,6 +167,7 @@ impl<'a> Scales<'a> {
             step_seconds: plain_seconds.step,
             cache,
             run_seconds,
+            run_is_cached: run_seconds < plain_seconds.whole,
             memory_bytes,
             head_learning_rate: options.train.head_learning_rate * candidate.head_rate_scale,
             fits: most_seconds.is_none_or(|most| run_seconds <= most)

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::folds::Folds;
 use super::noise::LabelNoise;
+use super::rows::distinct_classes;
 use super::scores::Scores;
 use super::separability::{ClassSeparability, separability};
 use crate::data::{Corpus, Split, TaskInfo};
@@ -29,12 +30,16 @@ pub struct TaskLabels {
 }
 
 impl TaskLabels {
-    /// The labels of every task of a corpus on some examples of one of its splits.
+    /// The labels of every task of a corpus on some examples of one of its splits. A row whose text had its label before
+    /// has none.
     pub fn of(corpus: &Corpus, split: &Split, examples: &[usize]) -> Vec<Self> {
-        let task = |(at, task): (usize, &TaskInfo)| Self {
-            task: task.name.clone(),
-            labels: task.labels.clone(),
-            classes: examples.iter().map(|example| split.class(*example, at)).collect(),
+        let task = |(at, task): (usize, &TaskInfo)| {
+            let classes = distinct_classes(split, at);
+            Self {
+                task: task.name.clone(),
+                labels: task.labels.clone(),
+                classes: examples.iter().map(|example| classes[*example]).collect(),
+            }
         };
         corpus.tasks.iter().enumerate().map(task).collect()
     }

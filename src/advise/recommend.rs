@@ -37,6 +37,11 @@ pub struct TaskSignal {
     pub has_head: bool,
     /// Whether every probe found its optimum.
     pub is_converged: bool,
+    /// Labelled training rows beyond the first of their text.
+    pub n_repeated: usize,
+    /// Labelled evaluation rows, and those whose text is a training row's too.
+    pub n_eval_rows: usize,
+    pub n_leaked: usize,
 }
 
 impl TaskSignal {
@@ -203,6 +208,11 @@ fn confidence(signals: &Signals, votes: &[Vote]) -> Confidence {
     }
 }
 
+/// Whether rows are too many to be passed over: one in fifty.
+fn is_share(n: usize, all: usize) -> bool {
+    50 * n > all
+}
+
 fn doubts(signals: &Signals) -> Vec<String> {
     let mut doubts = Vec::new();
     for task in signals.tasks {
@@ -223,6 +233,19 @@ fn doubts(signals: &Signals) -> Vec<String> {
                 share(*accuracy),
             ));
         }
+        if is_share(task.n_repeated, task.n_rows) {
+            doubts.push(format!(
+                "{name}: {} of {} training rows repeat another's text, which probes read once and trainings as often as it \
+                 stands there",
+                task.n_repeated, task.n_rows
+            ));
+        }
+        if is_share(task.n_leaked, task.n_eval_rows) {
+            doubts.push(format!(
+                "{name}: {} of {} evaluation rows have a training row's text: what a training shows on them is memory",
+                task.n_leaked, task.n_eval_rows
+            ));
+        }
         if !task.is_converged {
             doubts.push(format!("{name}: a probe's search was given up before its optimum"));
         }
@@ -239,8 +262,13 @@ fn doubts(signals: &Signals) -> Vec<String> {
             100.0 * signals.words.unknown
         ));
     }
+    doubts.push(NO_SCORE.to_owned());
     doubts
 }
+
+/// The doubt about every recommendation that no sweep has made.
+pub(super) const NO_SCORE: &str =
+    "no score is known to predict the right depth: --prove measures it on this data";
 
 /// The nearest deeper freeze that saves much, and what it should cost.
 fn cheaper(signals: &Signals, chosen: &DepthCost) -> Option<String> {
@@ -260,7 +288,8 @@ fn cheaper(signals: &Signals, chosen: &DepthCost) -> Option<String> {
 fn dearer(signals: &Signals, chosen: &DepthCost) -> Option<String> {
     let last = signals.costs.last().filter(|last| last.fits && last.freeze != chosen.freeze)?;
     let loss = worst_loss(signals, chosen);
-    (loss >= 0.0005).then(|| {
+    let is_blind = signals.tasks.iter().any(TaskSignal::is_blind);
+    (loss >= 0.0005 && !is_blind && few_rows(signals).is_none()).then(|| {
         format!(
             "if the last {} points matter, {} takes {} and {} instead of {} and {}",
             points(loss),
@@ -286,7 +315,7 @@ pub(super) mod tests {
     use crate::advise::costs::CacheCost;
 
     /// Depths of 6 layers; a layer takes 10 s, everything below it in a cache.
-    fn costs(fits: impl Fn(usize) -> bool) -> Vec<DepthCost> {
+    pub fn costs(fits: impl Fn(usize) -> bool) -> Vec<DepthCost> {
         let one = |n: usize| DepthCost {
             freeze: match n {
                 6 => "backbone".to_owned(),
@@ -301,6 +330,7 @@ pub(super) mod tests {
             step_seconds: 0.1,
             cache: (n > 0).then_some(CacheCost { bytes: 1, fill_seconds: 1.0, step_seconds: 0.1 }),
             run_seconds: 10.0 * (7 - n) as f64,
+            run_is_cached: n > 0,
             memory_bytes: 100_000_000 * (7 - n) as u64,
             fits: fits(n),
         };
@@ -321,6 +351,9 @@ pub(super) mod tests {
             better_pooling: None,
             has_head: false,
             is_converged: true,
+            n_repeated: 0,
+            n_eval_rows: 0,
+            n_leaked: 0,
         }
     }
 
@@ -368,6 +401,18 @@ pub(super) mod tests {
             found.reasons.iter().any(|reason| reason.contains("30 % of the words")),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn rows_that_say_nothing_new_are_doubted() {
+        let doubts = |n_repeated, n_leaked| {
+            let known = TaskSignal { n_repeated, n_eval_rows: 100, n_leaked, ..task("topic", 0.8) };
+            advice(&[known], PLAIN, |_| true).doubts
+        };
+        assert_eq!(doubts(60, 2), [NO_SCORE], "one in fifty may be passed over");
+        let found = doubts(61, 3);
+        assert!(found[0].contains("61 of 3000 training rows repeat"), "{found:?}");
+        assert!(found[1].contains("3 of 100 evaluation rows"), "{found:?}");
     }
 
     #[test]

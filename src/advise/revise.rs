@@ -7,7 +7,7 @@ use super::candidates::Candidate;
 use super::costs::DepthCost;
 use super::figures::{duration, points, share};
 use super::layers::{LayerPoint, TaskCurve};
-use super::recommend::{Confidence, Recommendation};
+use super::recommend::{Confidence, NO_SCORE, Recommendation};
 use super::sweep::SweepOutcome;
 use super::verdict::DepthSummary;
 use crate::model::Pooling;
@@ -92,19 +92,26 @@ pub fn revise(
         scores_beside(advised.freeze.as_deref(), sweep),
     ];
     reasons.extend(advised.reasons.iter().map(|reason| format!("scores: {reason}")));
-    let mut doubts = advised.doubts.clone();
+    let mut doubts: Vec<String> =
+        advised.doubts.iter().filter(|doubt| *doubt != NO_SCORE).cloned().collect();
     doubts.extend(doubts_of(sweep));
+    let cost = |freeze: &str| costs.iter().find(|cost| cost.freeze == freeze);
+    let mean = |freeze: &str| verdict.depths.iter().find(|depth| depth.freeze == freeze)?.mean;
     let full = verdict.depths.iter().filter(|depth| depth.n_full > 0 && depth.freeze != *chosen);
     let alternative = |depth: &DepthSummary| {
-        let seconds = |freeze: &str| mean_seconds(sweep, freeze).map(duration);
-        Some(format!(
-            "{} takes {} a training, {chosen} {}",
-            shown(sweep, &depth.freeze),
-            seconds(&depth.freeze)?,
-            seconds(chosen)?
-        ))
+        let (own, of_chosen) = (cost(&depth.freeze)?, cost(chosen)?);
+        // Neither better nor cheaper is nothing to choose.
+        let is_one = depth.mean > mean(chosen) || own.run_seconds < of_chosen.run_seconds;
+        is_one.then(|| {
+            format!(
+                "{} takes about {} in all, {chosen} {}",
+                shown(sweep, &depth.freeze),
+                duration(own.run_seconds),
+                duration(of_chosen.run_seconds)
+            )
+        })
     };
-    let rate = costs.iter().find(|cost| cost.freeze == *chosen).map(|cost| cost.head_learning_rate);
+    let rate = cost(chosen).map(|cost| cost.head_learning_rate);
     Recommendation {
         freeze: Some(chosen.clone()),
         schedule: None,
@@ -159,16 +166,24 @@ fn doubts_of(sweep: &SweepOutcome) -> Vec<String> {
             points(error)
         ));
     }
+    if sweep.n_epochs < 1.0 {
+        doubts.push(format!(
+            "{} steps are {:.2} of an epoch: heads that train alone are ahead at first, and more is frozen than longer \
+             trainings would show to be right",
+            sweep.n_steps, sweep.n_epochs
+        ));
+    }
+    if verdict.depths.last().is_some_and(|none| none.n_full == 0) {
+        doubts.push(format!(
+            "{} was left behind after a short training: what freezing costs beside it was not measured (--prove=full does)",
+            verdict.depths[verdict.depths.len() - 1].freeze
+        ));
+    }
     doubts.push(
         "the evaluation rows have chosen the depth: what they say of it is a little too good"
             .to_owned(),
     );
     doubts
-}
-
-/// Mean seconds of a depth's longest trainings.
-fn mean_seconds(sweep: &SweepOutcome, freeze: &str) -> Option<f64> {
-    mean(sweep.longest(freeze).iter().map(|trial| trial.seconds))
 }
 
 /// A depth with its score: `lower:3 (0.774 ±0.004 over 3 seeds)`.
@@ -189,6 +204,7 @@ mod tests {
     use super::*;
     use crate::advise::forecast::Forecast;
     use crate::advise::halving::Search;
+    use crate::advise::recommend::tests::costs;
     use crate::advise::verdict::tests::trial;
     use crate::advise::verdict::{Trial, verdict};
     use crate::train::Metric;
@@ -205,6 +221,7 @@ mod tests {
             metric: "accuracy".to_owned(),
             seeds: vec![1],
             n_steps: 60,
+            n_epochs: 1.5,
             verdict: verdict(&trials, &freezes, 60, &Metric::Accuracy(None)).unwrap(),
             trials,
             forecast: Forecast {
@@ -239,7 +256,7 @@ mod tests {
 
     #[test]
     fn the_sweep_wins() {
-        let found = revise(&advised("backbone"), &sweep(&TRIALS), &[]);
+        let found = revise(&advised("backbone"), &sweep(&TRIALS), &costs(|_| true));
         assert_eq!(found.freeze.as_deref(), Some("lower:1"));
         assert_eq!((found.confidence, &found.schedule), (Confidence::Measured, &None));
         assert!(found.reasons[0].contains("lower:1 (0.790 with one seed) is within"), "{found:?}");
@@ -250,8 +267,23 @@ mod tests {
         assert_eq!(found.doubts.iter().filter(|doubt| untold(doubt)).count(), 1, "{found:?}");
         let apart = revise(&advised("backbone"), &sweep(&[TRIALS[0], ("none", 60, 99)]), &[]);
         assert!(!apart.doubts.iter().any(|doubt| doubt.contains("do not tell")), "{apart:?}");
-        assert!(found.alternatives.iter().all(|one| one.contains("2.0 s a training")), "{found:?}");
-        assert_eq!(found.alternatives.len(), 2);
+        let doubted = |sweep: &SweepOutcome, words: &str| {
+            let mut advised = advised("backbone");
+            advised.doubts.push(NO_SCORE.to_owned());
+            revise(&advised, sweep, &[]).doubts.iter().any(|doubt| doubt.contains(words))
+        };
+        let whole = sweep(&TRIALS);
+        assert!(!doubted(&whole, "no score") && !doubted(&whole, "of an epoch"));
+        assert!(!doubted(&whole, "left behind"));
+        let short = SweepOutcome { n_epochs: 0.4, ..sweep(&TRIALS) };
+        assert!(doubted(&short, "60 steps are 0.40 of an epoch"));
+        assert!(doubted(&sweep(&[TRIALS[1], ("none", 10, 80)]), "none was left behind"));
+        let [backbone, none] = found.alternatives.as_slice() else { panic!("{found:?}") };
+        assert!(backbone.ends_with("takes about 10 s in all, lower:1 60 s"), "cheaper: {backbone}");
+        assert!(none.ends_with("takes about 70 s in all, lower:1 60 s"), "better: {none}");
+        let best = sweep(&[("backbone", 60, 99), ("none", 60, 70)]);
+        let alone = revise(&advised("backbone"), &best, &costs(|_| true));
+        assert!(alone.alternatives.is_empty(), "neither better nor cheaper: {alone:?}");
     }
 
     #[test]

@@ -58,6 +58,17 @@ fn labelled(split: &Split, task: usize) -> impl Iterator<Item = (Text<'_>, usize
         .filter_map(move |example| Some((split.text(example), split.class(example, task)?)))
 }
 
+/// The class of each row of a split in a task; None without one, and for a row whose text has had the class before: a
+/// probe that is tested on a text that it was fitted on shows what it remembers.
+pub(super) fn distinct_classes(split: &Split, task: usize) -> Vec<Option<usize>> {
+    let mut seen = HashSet::new();
+    let class = |row| {
+        let class = split.class(row, task)?;
+        seen.insert((split.text(row), class)).then_some(class)
+    };
+    (0..split.len()).map(class).collect()
+}
+
 impl RowProfile {
     /// Profiles the rows of a task that [`check`] has passed; `task` is its place in the corpus.
     pub fn new(corpus: &Corpus, task: usize) -> Self {
@@ -116,27 +127,30 @@ fn evenness(counts: &[usize]) -> f64 {
 ///
 /// # Errors
 /// [`Error::Content`] for the file of the first task whose labelled training rows all have the same text, are all of one
-/// class, have no second class with two rows (one to fit a probe on, one to test it), or are fewer than [`LEAST_ROWS`].
+/// class, have no second class with two rows (one to fit a probe on, one to test it), or are fewer than [`LEAST_ROWS`];
+/// rows that repeat a text with its label do not count.
 pub fn check(corpus: &Corpus) -> Result<()> {
     for (task, info) in corpus.tasks.iter().enumerate() {
         let name = &info.name;
         let refused = |problem: String| Err(Error::content(&info.path, problem));
+        let (rows, texts): (Vec<_>, HashSet<_>) =
+            labelled(&corpus.train, task).map(|(text, _)| ((), text)).unzip();
+        let rows = rows.len();
         let mut counts = vec![0_usize; info.labels.len()];
-        let mut texts = HashSet::new();
-        for (text, class) in labelled(&corpus.train, task) {
+        for class in distinct_classes(&corpus.train, task).into_iter().flatten() {
             counts[class] += 1;
-            texts.insert(text);
         }
-        let rows: usize = counts.iter().sum();
-        if rows < LEAST_ROWS {
-            return refused(format!(
-                "task `{name}` has {rows} labelled training rows; advice needs at least {LEAST_ROWS}"
-            ));
-        }
-        if texts.len() == 1 {
+        if texts.len() == 1 && rows >= LEAST_ROWS {
             return refused(format!(
                 "task `{name}`: all {rows} labelled training rows have the same text; is that the right text column \
                  (--task NAME=FILE:TEXT:LABEL)?"
+            ));
+        }
+        let n_distinct: usize = counts.iter().sum();
+        if n_distinct < LEAST_ROWS {
+            return refused(format!(
+                "task `{name}` has {n_distinct} labelled training rows that repeat no other; advice needs at least \
+                 {LEAST_ROWS}"
             ));
         }
         let repeated: Vec<usize> = (0..counts.len()).filter(|class| counts[*class] > 1).collect();
@@ -257,6 +271,21 @@ mod tests {
         assert_eq!((other.rows, other.repeated_rows, other.contradicting_rows), (5, 1, 2));
         assert_eq!((other.least_wrong_labels, other.eval_rows, other.leaked_eval_rows), (1, 2, 1));
         assert_eq!(serde_json::to_value(&other).unwrap()["classes"][1]["rows"], 3);
+    }
+
+    #[test]
+    fn a_text_counts_once_with_each_label() {
+        let train: [Row; 6] = [
+            ("a", None, &[Some(0)]),
+            ("a", None, &[Some(0)]),
+            ("a", None, &[Some(1)]),
+            ("a", Some("p"), &[Some(0)]),
+            ("b", None, &[None]),
+            ("a", Some("p"), &[Some(0)]),
+        ];
+        let (corpus, _) = corpus(&[2], [&train, &[]], 8);
+        let expected = [Some(0), None, Some(1), Some(0), None, None];
+        assert_eq!(distinct_classes(&corpus.train, 0), expected);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Which training rows probes see.
 
+use super::rows::distinct_classes;
 use crate::data::{Corpus, SplitMix64};
 
 /// Rows of a task, at most, that its probes see.
@@ -9,13 +10,12 @@ const LEAST_OF_LABEL: usize = 10;
 
 /// The training rows that the probes of all tasks see, in order.
 ///
-/// Of a task with more rows than 3000 every label keeps its share, drawn by `seed`, and 10 rows at least.
+/// Rows that repeat a text with its label are left out. Of a task with more rows than 3000 every label keeps its share, drawn by `seed`, and 10 rows at least.
 pub fn probed_rows(corpus: &Corpus, seed: u64) -> Vec<usize> {
     let split = &corpus.train;
     let mut chosen = vec![false; split.len()];
     for (task, info) in corpus.tasks.iter().enumerate() {
-        let classes: Vec<Option<usize>> =
-            (0..split.len()).map(|row| split.class(row, task)).collect();
+        let classes = distinct_classes(split, task);
         let mut random = SplitMix64::stream(seed, task as u64);
         for row in stratified(&classes, info.labels.len(), MOST_ROWS, &mut random) {
             chosen[row] = true;

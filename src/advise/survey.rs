@@ -214,6 +214,9 @@ pub fn survey(
             better_pooling: better_pooling(&curve, last),
             has_head: question.has_head[at],
             is_converged: curve.points_of(pooling).all(|point| point.converged),
+            n_repeated: rows.repeated_rows,
+            n_eval_rows: rows.eval_rows,
+            n_leaked: rows.leaked_eval_rows,
         });
         tasks.push(TaskAdvice {
             errors: signals[at].errors(),

@@ -80,8 +80,9 @@ pub struct SweepOutcome {
     /// The metric's name.
     pub metric: String,
     pub seeds: Vec<u64>,
-    /// Steps of a trial at full length.
+    /// Steps of a trial at full length, and the passes over the training rows that they are.
     pub n_steps: u64,
+    pub n_epochs: f64,
     /// In the order in which they were made.
     pub trials: Vec<Trial>,
     pub verdict: Verdict,
@@ -109,6 +110,7 @@ pub struct Sweep<'a> {
     subject: Subject<'a>,
     options: SweepOptions,
     rungs: Rungs,
+    n_epochs: f64,
     prices: Prices,
     /// By depth, whether its frozen part is read from a cache.
     uses: Vec<bool>,
@@ -129,7 +131,9 @@ impl<'a> Sweep<'a> {
         let keep = check_options(&subject, &options)?;
         let Subject { network, corpus, candidates, .. } = subject;
         let first = TrainOptions { seed: options.seeds[0], ..options.train.clone() };
-        let n_steps = Epochs::new(&first, corpus)?.n_steps();
+        let epochs = Epochs::new(&first, corpus)?;
+        let n_steps = epochs.n_steps();
+        let n_epochs = epochs.after(n_steps);
         for candidate in candidates {
             let trial = options.trial(options.seeds[0], n_steps, n_steps);
             check(&trial, corpus, network, &[candidate.state()])?;
@@ -156,7 +160,7 @@ impl<'a> Sweep<'a> {
                 (uses, forecast) = (none, without);
             }
         }
-        Ok(Self { subject, options, rungs, prices, uses, shelf, forecast })
+        Ok(Self { subject, options, rungs, n_epochs, prices, uses, shelf, forecast })
     }
 
     /// What it should take.
@@ -205,6 +209,7 @@ impl<'a> Sweep<'a> {
             metric: self.options.metric.name(),
             seeds: self.options.seeds.clone(),
             n_steps: self.rungs.n_steps,
+            n_epochs: self.n_epochs,
             verdict: verdict.ok_or_else(|| Error::Run("no depth was trained to the end".into()))?,
             forecast: self.forecast.clone(),
             predicted_trial_seconds: trials.iter().map(|trial| trial.predicted_seconds).sum(),

@@ -55,7 +55,7 @@ pub struct DepthSummary {
 /// How far a depth is behind the winner.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Behind {
-    /// The winner's mean less the depth's.
+    /// The winner's mean less the depth's, over the same seeds.
     pub difference: f64,
     /// See [`paired_error`].
     pub standard_error: f64,
@@ -66,7 +66,8 @@ pub struct Behind {
 pub struct Verdict {
     /// By depth, the most frozen first.
     pub depths: Vec<DepthSummary>,
-    /// The best mean at full length; of equals the most frozen.
+    /// The best mean at full length, over the seeds that all depths have that were trained so long; of equals the most
+    /// frozen.
     pub winner: String,
     /// Others at full length whose mean is below the winner's by less than the standard error of the difference, the
     /// most frozen first.
@@ -104,8 +105,9 @@ pub fn verdict(
         trials.iter().filter(is_full).collect()
     };
     let full: Vec<Vec<&Trial>> = freezes.iter().map(full).collect();
-    let means: Vec<Option<f64>> =
-        full.iter().map(|trials| mean(trials.iter().map(|trial| trial.score))).collect();
+    let compared = with_common_seeds(&full);
+    let score = |trials: &Vec<&Trial>| mean(trials.iter().map(|trial| trial.score));
+    let means: Vec<Option<f64>> = compared.iter().map(score).collect();
     let mut winner: Option<usize> = None;
     for (at, own) in means.iter().enumerate() {
         if own.is_some() && winner.is_none_or(|best| *own > means[best]) {
@@ -120,15 +122,15 @@ pub fn verdict(
         let behind = || {
             Some(Behind {
                 difference: means[winner]? - means[at]?,
-                standard_error: paired_error(metric, &full[winner], &full[at])?,
+                standard_error: paired_error(metric, &compared[winner], &compared[at])?,
             })
         };
         DepthSummary {
             freeze: freezes[at].clone(),
             rung: rung.max().unwrap_or(0),
             n_full: full[at].len(),
-            mean: means[at],
-            sd: means[at].and_then(|mean| deviation(mean, scores)),
+            mean: score(&full[at]),
+            sd: score(&full[at]).and_then(|mean| deviation(mean, scores)),
             behind: (at != winner).then(behind).flatten(),
         }
     };
@@ -144,6 +146,16 @@ pub fn verdict(
         cheapest: freezes[cheapest].clone(),
         depths,
     })
+}
+
+/// Of the trials of each depth those whose seed every depth with trials has.
+fn with_common_seeds<'a>(depths: &[Vec<&'a Trial>]) -> Vec<Vec<&'a Trial>> {
+    let is_common = |trial: &&Trial| {
+        let mut others = depths.iter().filter(|trials| !trials.is_empty());
+        others.all(|trials| trials.iter().any(|other| other.seed == trial.seed))
+    };
+    let common = |trials: &Vec<&'a Trial>| trials.iter().copied().filter(is_common).collect();
+    depths.iter().map(common).collect()
 }
 
 /// The standard deviation (n - 1); None of less than two.
@@ -217,6 +229,22 @@ pub(super) mod tests {
             assert!((behind.difference - difference).abs() <= 1e-12, "{depth:?}");
             assert!((behind.standard_error - error).abs() <= 1e-12, "{depth:?}, not {error}");
         }
+    }
+
+    #[test]
+    fn depths_are_compared_by_the_seeds_that_they_share() {
+        let with_seed = |seed, trial| Trial { seed, ..trial };
+        let trials = [
+            with_seed(1, trial("lower:1", (1, 60), (0, 80))),
+            with_seed(2, trial("lower:1", (2, 60), (0, 60))),
+            with_seed(1, trial("none", (1, 60), (0, 78))),
+            with_seed(1, trial("backbone", (0, 10), (0, 99))),
+        ];
+        let found = of(&trials, &["backbone", "lower:1", "none"], 60).unwrap();
+        assert_eq!(found.winner, "lower:1", "by seed 1, whatever seed 2 gave");
+        let [_, lower1, none] = found.depths.as_slice() else { panic!() };
+        assert!((lower1.mean.unwrap() - 0.7).abs() <= 1e-12);
+        assert!((none.behind.unwrap().difference - 0.02).abs() <= 1e-12);
     }
 
     #[test]

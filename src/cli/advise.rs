@@ -33,7 +33,7 @@ use crate::report::environment::Environment;
 use crate::report::html::advice_page;
 use crate::session::Engine;
 use crate::train::{Metric, TrainOptions};
-use crate::{Result, backend};
+use crate::{Error, Result, backend};
 
 #[derive(clap::Args, Debug)]
 #[command(
@@ -123,6 +123,10 @@ pub fn run(args: &Args) -> Result<()> {
                 break;
             }
         }
+        if interrupt.as_ref().is_some_and(Interrupt::is_asked) {
+            outcome = Err(Error::Interrupted);
+            break;
+        }
     }
     // What is done is shown, whatever became of the rest.
     if !models.is_empty() {
@@ -197,14 +201,16 @@ fn advise(
     drop(session);
     match args.prove.zip(interrupt) {
         None => Ok(advice),
-        Some((search, interrupt)) => proof::prove(
-            args,
-            advice,
-            &question,
-            (source, engine),
-            (search, cache.clone()),
-            interrupt,
-        ),
+        Some((search, interrupt)) => {
+            let how = (search, cache.clone());
+            match proof::prove(args, advice.clone(), &question, (source, engine), how, interrupt) {
+                Err(Error::Interrupted) => {
+                    eprintln!("the sweep was interrupted: what follows is by the scores alone");
+                    Ok(advice)
+                }
+                outcome => outcome,
+            }
+        }
     }
 }
 

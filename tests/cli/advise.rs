@@ -1,5 +1,8 @@
 //! Where to put the frost line: what is said, and what is refused.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
 use serde_json::Value;
 
 use crate::{Workspace, assert_keys, number};
@@ -108,7 +111,7 @@ fn limits_are_kept() {
         list(&model["costs"]).iter().map(|cost| number(&cost["memory_bytes"])).collect();
     assert!(bytes.is_sorted() && bytes[1] < bytes[3], "{bytes:?}");
     let limit = bytes[1] as u64;
-    let document = workspace.json(&format!("{ADVISE} {TASKS} --max-memory {limit} --json"));
+    let document = workspace.json(&format!("{ADVISE} {TASKS} --max-memory {limit}B --json"));
     let model = &document["models"][0];
     let fits: Vec<&Value> = list(&model["costs"]).iter().map(|cost| &cost["fits"]).collect();
     assert_eq!(fits, [true, true, bytes[2] == bytes[1], false]);
@@ -177,6 +180,32 @@ fn vectors_are_kept_for_later_advice_and_only_for_the_same() {
     assert!(workspace.names("other").is_empty());
     let no_folder = format!("{ADVISE} {TASKS} --cache disk --cache-dir reviews.csv");
     workspace.refused(&no_folder, 1, &["reviews.csv"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_stopped_sweep_leaves_what_the_scores_say() {
+    let workspace = Workspace::new();
+    // Longer than any machine takes until the signal comes.
+    let arguments = format!("{ADVISE} {TASKS} --prove=full --seeds 1 --max-steps 1000000 --json");
+    let mut run = Command::new(env!("CARGO_BIN_EXE_frostline"))
+        .current_dir(workspace.path("."))
+        .args(arguments.split_whitespace())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.starts_with("the sweep should take")));
+    let id = run.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let rest: Vec<String> = lines.collect();
+    assert!(rest.iter().any(|line| line.contains("by the scores alone")), "{rest:?}");
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{rest:?}");
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let model = &document["models"][0];
+    assert!(model["sweep"].is_null() && model["recommendation"]["freeze"].is_string());
 }
 
 #[test]

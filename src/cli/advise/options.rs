@@ -43,7 +43,7 @@ fn size(text: &str) -> std::result::Result<u64, String> {
         ("KB", 1e3),
         ("MB", 1e6),
         ("GB", 1e9),
-        ("", 1.0),
+        ("B", 1.0),
     ];
     let upper = text.to_ascii_uppercase();
     let number = |(unit, factor): &(&str, f64)| {
@@ -51,7 +51,7 @@ fn size(text: &str) -> std::result::Result<u64, String> {
         let bytes = number * factor;
         (1.0..1e18).contains(&bytes).then_some(bytes as u64)
     };
-    let expected = || "expected a size of 1 byte or more, as 800MB, 8GB or 8GiB".to_owned();
+    let expected = || "expected a size with its unit, as 800MB, 8GB or 8GiB".to_owned();
     UNITS.iter().find_map(number).ok_or_else(expected)
 }
 
@@ -107,12 +107,12 @@ mod tests {
             ("1.5 gb", 1_500_000_000),
             ("2GiB", 1 << 31),
             ("800MB", 800_000_000),
-            ("4096", 4096),
+            ("4096B", 4096),
         ];
         for (text, bytes) in sizes {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "GB", "8TB", "-1GB", "nan", "inf", "0", "1e30"] {
+        for text in ["", "GB", "8", "8TB", "-1GB", "nan", "inf", "0", "1e30"] {
             assert!(size(text).is_err(), "{text}");
         }
         assert_eq!(time("10min"), Ok(Duration::from_secs(600)));

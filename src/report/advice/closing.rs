@@ -3,7 +3,6 @@
 use super::Titled;
 use crate::advise::costs::DepthCost;
 use crate::advise::figures::{duration, megabytes};
-use crate::advise::recommend::Confidence;
 use crate::advise::survey::{ModelAdvice, TaskAdvice};
 use crate::report::cells::Cells;
 use crate::report::table::{grouped, share};
@@ -31,14 +30,7 @@ pub fn closing(model: &ModelAdvice) -> String {
         format!("{title}\n{lines}")
     };
     text += &list("Why:", &advice.reasons);
-    let mut doubts = advice.doubts.clone();
-    if advice.confidence != Confidence::Measured {
-        doubts.push(
-            "no score is known to predict the right depth: --prove measures it on this data"
-                .to_owned(),
-        );
-    }
-    text += &list("What is not known:", &doubts);
+    text += &list("What is not known:", &advice.doubts);
     if !advice.alternatives.is_empty() {
         text += &list("What else could be done:", &advice.alternatives);
     }

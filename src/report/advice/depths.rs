@@ -41,7 +41,11 @@ pub(super) fn costs(model: &ModelAdvice) -> Titled {
             of_cache(|cache| digits(1e3 * cache.step_seconds)),
             of_cache(|cache| megabytes(cache.bytes)),
             of_cache(|cache| duration(cache.fill_seconds)),
-            duration(cost.run_seconds),
+            format!(
+                "{}{}",
+                duration(cost.run_seconds),
+                if cost.run_is_cached { ", cached" } else { "" }
+            ),
             megabytes(cost.memory_bytes),
             (if cost.fits { "yes" } else { "no" }).to_owned(),
         ];
@@ -55,7 +59,8 @@ pub(super) fn costs(model: &ModelAdvice) -> Titled {
     Titled {
         title: "Cost of each depth on this machine".to_owned(),
         note: format!(
-            "predicted from the plan; {}; expected: points of accuracy against training everything, a rule of thumb",
+            "predicted from the plan; {}; memory: of a step, to which a process adds its own and a cache in memory; \
+             expected: points of accuracy against training everything, a rule of thumb",
             model.pace.ceilings.line()
         ),
         cells: Cells::of(&header, model.costs.iter().map(row).collect()),
