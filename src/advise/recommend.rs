@@ -156,7 +156,7 @@ pub fn recommend(signals: &Signals) -> Recommendation {
         head_learning_rate: chosen.unwrap_or(preferred).head_learning_rate,
         confidence: if is_limited { Confidence::Low } else { confidence(signals, &votes) },
         reasons,
-        doubts: doubts(signals),
+        doubts: doubts(signals, chosen.is_some()),
         alternatives: alternatives.unwrap_or_default(),
     }
 }
@@ -183,9 +183,16 @@ fn by_limits(
             "{freeze} would be wanted, but needs {needs}: {} is the least frozen that does not",
             chosen.freeze
         ),
-        None => format!(
-            "{freeze} would be wanted, but needs {needs}, and so does all that is more frozen"
-        ),
+        None => {
+            let least = &signals.costs[0];
+            format!(
+                "{freeze} would be wanted, but needs {needs}, and nothing that is more frozen stays within the limits \
+                 either: {} takes {} and {}",
+                least.freeze,
+                duration(least.run_seconds),
+                megabytes(least.memory_bytes)
+            )
+        }
     })
 }
 
@@ -213,7 +220,7 @@ fn is_share(n: usize, all: usize) -> bool {
     50 * n > all
 }
 
-fn doubts(signals: &Signals) -> Vec<String> {
+fn doubts(signals: &Signals, is_recommended: bool) -> Vec<String> {
     let mut doubts = Vec::new();
     for task in signals.tasks {
         let TaskSignal { task: name, accuracy, majority, .. } = task;
@@ -262,7 +269,9 @@ fn doubts(signals: &Signals) -> Vec<String> {
             100.0 * signals.words.unknown
         ));
     }
-    doubts.push(NO_SCORE.to_owned());
+    if is_recommended {
+        doubts.push(NO_SCORE.to_owned());
+    }
     doubts
 }
 
@@ -448,7 +457,7 @@ pub(super) mod tests {
         assert!(reason.contains("lower:1 would be wanted"), "{reason}");
         let nothing = advice(&[task("topic", 0.5)], PLAIN, |_| false);
         assert_eq!((nothing.freeze, nothing.schedule), (None, None));
-        assert!(nothing.reasons.last().unwrap().contains("so does all that is more frozen"));
+        assert!(nothing.reasons.last().unwrap().contains("nothing that is more frozen"));
         // What is less frozen than wanted is not better for staying within them.
         assert_eq!(advice(&[task("topic", 0.97)], PLAIN, |n| n < 6).freeze, None);
     }

@@ -3,6 +3,7 @@
 use indicatif::ProgressBar;
 
 use super::Args;
+use crate::advise::costs::Limits;
 use crate::advise::figures::{duration, megabytes};
 use crate::advise::halving::Search;
 use crate::advise::heads::head_advice;
@@ -37,9 +38,13 @@ pub fn prove(
     if depths.is_empty() {
         let limit =
             |name: &str, value: Option<String>| value.map(|value| format!("{name} {value}"));
-        let limits = question.limits;
-        let time = limit("a budget of", limits.seconds.map(duration));
-        let memory = limit("memory of", limits.memory_bytes.map(megabytes));
+        let Limits { seconds, memory_bytes } = question.limits;
+        let seconds =
+            seconds.filter(|most| advice.costs.iter().any(|cost| cost.run_seconds > *most));
+        let memory_bytes =
+            memory_bytes.filter(|most| advice.costs.iter().any(|cost| cost.memory_bytes > *most));
+        let time = limit("a budget of", seconds.map(duration));
+        let memory = limit("memory of", memory_bytes.map(megabytes));
         return Err(Error::usage(format!(
             "{}: no depth stays within {}, there is nothing to prove (--budget, --max-memory)",
             advice.model,
