@@ -3,10 +3,10 @@
 use serde::Serialize;
 
 use super::candidates::Candidate;
-use super::forecast::counts_of;
+use super::counts;
 use super::plans::{Compiler, Cut, DepthPlans, TrainingPlans};
 use crate::Result;
-use crate::cache::{fill_batches, n_bytes};
+use crate::cache::n_bytes;
 use crate::data::Corpus;
 use crate::freeze::FreezeMask;
 use crate::measure::Pace;
@@ -80,6 +80,8 @@ struct Scales<'a> {
     pace: &'a Pace,
     options: &'a CostOptions<'a>,
     compiler: Compiler<'a>,
+    /// Peak memory of an evaluation with nothing cached.
+    eval_bytes: u64,
     /// The batches of an epoch, step by step, of one evaluation, and of filling a cache with the rows of both splits.
     epoch: Vec<Vec<Counts>>,
     eval: Vec<Counts>,
@@ -114,13 +116,7 @@ impl<'a> Scales<'a> {
     ) -> Result<Self> {
         let epochs = Epochs::new(options.train, corpus)?;
         let n_epochs = epochs.after(epochs.n_steps());
-        let steps = options.train.epoch(corpus, 0)?;
-        let counts = |batches: &Vec<Vec<usize>>| counts_of(corpus, &corpus.train, batches);
-        let epoch: Vec<Vec<Counts>> = steps.iter().map(counts).collect();
-        let rows = (0..corpus.eval.len()).collect();
-        let evaluated = Evaluator::batches(corpus, &corpus.eval, rows)?;
-        let fill = [&corpus.train, &corpus.eval]
-            .map(|split| counts_of(corpus, split, &fill_batches(split, 1)));
+        let epoch = counts::epoch(corpus, options.train, usize::MAX)?;
         let step = step_options(corpus, options.compute, options.train);
         let forward = StepOptions::plain(Evaluator::capacity(&corpus.eval), options.compute);
         let compiler = Compiler::new(network, step, forward);
@@ -129,11 +125,12 @@ impl<'a> Scales<'a> {
             corpus,
             pace,
             options,
+            eval_bytes: peak(&compiler.evaluation),
             compiler,
             all_flops: flops(&everything.plain, &epoch),
             epoch,
-            eval: counts_of(corpus, &corpus.eval, &evaluated),
-            fill: fill.concat(),
+            eval: counts::evaluation(corpus)?,
+            fill: counts::fill(corpus, 1).concat(),
             n_epochs,
             // After every epoch, and at the end.
             n_evals: n_epochs.ceil(),
@@ -155,7 +152,7 @@ impl<'a> Scales<'a> {
         let (cache, cached_seconds) = cut.and_then(|cut| self.cached(&cut)).unzip();
         let run_seconds =
             cached_seconds.map_or(plain_seconds.whole, |cached| plain_seconds.whole.min(cached));
-        let memory_bytes = peak(&plain.step).max(peak(&self.compiler.evaluation));
+        let memory_bytes = peak(&plain.step).max(self.eval_bytes);
         let Limits { seconds: most_seconds, memory_bytes: most_bytes } = options.limits;
         let n_trained = plain.step.n_trained_values();
         DepthCost {

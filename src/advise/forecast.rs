@@ -6,13 +6,14 @@
 use serde::Serialize;
 
 use super::candidates::Candidate;
+use super::counts;
 use super::halving::{Planned, Rungs};
 use super::opening::Opening;
 use super::plans::{Compiler, TrainingPlans, room_bytes};
 use super::sweep::{Subject, SweepOptions};
 use crate::Result;
-use crate::cache::{Shelf, fill_batches};
-use crate::data::{Corpus, Split};
+use crate::cache::Shelf;
+use crate::data::Corpus;
 use crate::measure::Pace;
 use crate::model::{Group, Network};
 use crate::plan::prefix::{Prefix, compile_prefixes};
@@ -92,15 +93,12 @@ impl TrialPrices {
 impl Work {
     fn of(corpus: &Corpus, options: &SweepOptions, n_steps: u64) -> Result<Self> {
         let of_seed = |&seed: &u64| {
-            let steps = options.trial(seed, n_steps, n_steps).epoch(corpus, 0)?;
-            let taken = steps.iter().take(n_steps as usize);
-            Ok(taken.map(|batches| counts_of(corpus, &corpus.train, batches)).collect())
+            let trial = options.trial(seed, n_steps, n_steps);
+            counts::epoch(corpus, &trial, n_steps as usize)
         };
-        let rows = (0..corpus.eval.len()).collect();
-        let batches = Evaluator::batches(corpus, &corpus.eval, rows)?;
         Ok(Self {
             steps: options.seeds.iter().map(of_seed).collect::<Result<_>>()?,
-            evaluation: counts_of(corpus, &corpus.eval, &batches),
+            evaluation: counts::evaluation(corpus)?,
         })
     }
 
@@ -121,11 +119,6 @@ impl Work {
     }
 }
 
-/// What batches of a split hold.
-pub(super) fn counts_of(corpus: &Corpus, split: &Split, batches: &[Vec<usize>]) -> Vec<Counts> {
-    batches.iter().map(|examples| Counts::of(&corpus.pack(split, examples))).collect()
-}
-
 /// What filling takes, by the machine's pace.
 struct FillPrices {
     network: Network,
@@ -137,11 +130,7 @@ struct FillPrices {
 
 impl FillPrices {
     fn of(subject: &Subject, step: StepOptions) -> Self {
-        let corpus = subject.corpus;
-        let of = |n_depths: usize| {
-            [&corpus.train, &corpus.eval]
-                .map(|split| counts_of(corpus, split, &fill_batches(split, n_depths)))
-        };
+        let of = |n_depths| counts::fill(subject.corpus, n_depths);
         Self {
             network: subject.network.clone(),
             pace: *subject.pace,

@@ -5,6 +5,7 @@
 pub mod agreement;
 pub mod candidates;
 pub mod costs;
+mod counts;
 pub mod figures;
 mod folds;
 pub mod forecast;

@@ -118,23 +118,14 @@ mod tests {
     use super::*;
     use crate::freeze::FreezeSpec;
     use crate::measure::Ceilings;
-    use crate::model::{Config, Pooling};
+    use crate::measure::pace::tests::network;
     use crate::plan::Capacity;
     use crate::tensor::DType;
 
     const CAPACITY: Capacity = Capacity { tokens: 64, sequences: 4, max_length: 16 };
 
     fn with_depth(spec: &str, frozen_dropout: bool, check: impl Fn(&DepthPlans, &[Counts])) {
-        let config = Config {
-            hidden_size: 32,
-            n_heads: 2,
-            n_layers: 2,
-            intermediate_size: 64,
-            vocab_size: 50,
-            ..Config::published("bert-base").unwrap()
-        };
-        let tasks = [("task".to_owned(), 2)];
-        let network = Network::new(&config, None, &tasks, Pooling::Mean).unwrap();
+        let network = network();
         let forward = StepOptions::plain(CAPACITY, DType::F32);
         let step = StepOptions { dropout: true, frozen_dropout, ..forward };
         let mask = FreezeSpec::parse(spec).unwrap().mask(&network).unwrap();

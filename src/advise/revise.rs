@@ -173,10 +173,10 @@ fn doubts_of(sweep: &SweepOutcome) -> Vec<String> {
             sweep.n_steps, sweep.n_epochs
         ));
     }
-    if verdict.depths.last().is_some_and(|none| none.n_full == 0) {
+    if let Some(none) = verdict.depths.last().filter(|depth| depth.n_full == 0) {
         doubts.push(format!(
             "{} was left behind after a short training: what freezing costs beside it was not measured (--prove=full does)",
-            verdict.depths[verdict.depths.len() - 1].freeze
+            none.freeze
         ));
     }
     doubts.push(

@@ -133,14 +133,13 @@ pub fn check(corpus: &Corpus) -> Result<()> {
     for (task, info) in corpus.tasks.iter().enumerate() {
         let name = &info.name;
         let refused = |problem: String| Err(Error::content(&info.path, problem));
-        let (rows, texts): (Vec<_>, HashSet<_>) =
-            labelled(&corpus.train, task).map(|(text, _)| ((), text)).unzip();
-        let rows = rows.len();
+        let texts: Vec<Text> = labelled(&corpus.train, task).map(|(text, _)| text).collect();
+        let rows = texts.len();
         let mut counts = vec![0_usize; info.labels.len()];
         for class in distinct_classes(&corpus.train, task).into_iter().flatten() {
             counts[class] += 1;
         }
-        if texts.len() == 1 && rows >= LEAST_ROWS {
+        if rows >= LEAST_ROWS && texts.iter().all(|text| *text == texts[0]) {
             return refused(format!(
                 "task `{name}`: all {rows} labelled training rows have the same text; is that the right text column \
                  (--task NAME=FILE:TEXT:LABEL)?"

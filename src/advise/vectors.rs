@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::cache::add_values;
 use crate::data::Corpus;
 use crate::features::{Features, LayerVectors, layer_vectors};
 use crate::files::hex;
@@ -47,12 +48,7 @@ impl VectorStore {
     ) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         let mut digest = Sha256::new();
-        for (param, values) in network.params.iter().zip(values) {
-            if param.group < Group::Pooler {
-                digest.update(&param.name);
-                digest.update(bytemuck::cast_slice::<f32, u8>(values));
-            }
-        }
+        add_values(&mut digest, network, values, Group::Pooler);
         let encoder = digest.finalize().into();
         Ok(Self { folder: folder.to_owned(), limit_bytes, encoder })
     }

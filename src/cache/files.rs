@@ -11,6 +11,7 @@ use crate::data::Corpus;
 use crate::files::hex;
 use crate::mmap::MappedFile;
 use crate::model::weights::{NamedTensor, WeightFile, write};
+use crate::model::{Group, Network};
 use crate::plan::prefix::Prefix;
 use crate::session::Session;
 use crate::{Error, Result};
@@ -38,16 +39,21 @@ pub(super) fn path_of(
         network.config
     );
     digest.update(facts);
-    for (param, values) in network.params.iter().zip(values) {
-        if param.group < prefix.above {
-            digest.update(&param.name);
-            digest.update(bytemuck::cast_slice::<f32, u8>(values));
-        }
-    }
+    add_values(&mut digest, network, values, prefix.above);
     for split in [&corpus.train, &corpus.eval] {
         digest.update(split.digest_of_tokens());
     }
     folder.join(format!("{}.safetensors", hex(&digest.finalize())))
+}
+
+/// Adds the parameters below `above` to a digest, by name and value; `values` are those of all, in table order.
+pub fn add_values(digest: &mut Sha256, network: &Network, values: &[Vec<f32>], above: Group) {
+    for (param, values) in network.params.iter().zip(values) {
+        if param.group < above {
+            digest.update(&param.name);
+            digest.update(bytemuck::cast_slice::<f32, u8>(values));
+        }
+    }
 }
 
 /// The values of a file that is there and whole.

@@ -11,6 +11,7 @@ mod shelf;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub(crate) use self::files::add_values;
 use self::files::{path_of, store, stored};
 use self::fill::fill;
 pub use self::fill::fill_batches;

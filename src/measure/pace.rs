@@ -103,7 +103,7 @@ fn phase_seconds(session: &mut Session, step: &Step, batch: &Batch) -> Result<[f
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::measure::ceilings::batch_of;
     use crate::model::{Config, Network, Pooling};
@@ -112,7 +112,8 @@ mod tests {
     use crate::session::Engine;
     use crate::tensor::DType;
 
-    fn network() -> Network {
+    /// Two narrow layers and a head of two labels.
+    pub(crate) fn network() -> Network {
         let config = Config {
             hidden_size: 32,
             n_heads: 2,
