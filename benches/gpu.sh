@@ -1,78 +1,249 @@
 #!/usr/bin/env bash
-# Checks and measures frostline on a GPU, unattended. Two steps, for the machine with the GPU needs no cargo:
+# Checks and measures frostline on a GPU, unattended, in the time that there is. The machine with the GPU needs no cargo:
 #
-#   benches/gpu.sh bundle DIR     here: builds with the kernels embedded, and puts into DIR all that the next step needs
-#   DIR/gpu.sh run [OUT]          there: checks first, then measures; results go to OUT [DIR/results]
+#   benches/gpu.sh bundle DIR            here: builds with the kernels embedded, and puts all that `run` needs into DIR
+#   DIR/gpu.sh run --part a [OUT]        there: every kernel against the reference, steps against the CPU, then figures
+#                                        beside PyTorch; 240 s at most
+#   DIR/gpu.sh run --part b [OUT]        there: torch.compile, further workloads, counters of five kernels, and last
+#                                        the sanitizers; 300 s at most
 #
-# `run` needs a driver; with compute-sanitizer on PATH it also looks for invalid accesses and races, and with a
-# python3 that has torch and transformers it runs the same scenarios in PyTorch. It stops at the first wrong result:
-# figures of wrong kernels are worth nothing. Exit status: 0 all there, 3 no usable GPU, 1 a check failed.
-set -euo pipefail
+#   --seconds N         takes N seconds at most: what does not fit any more is left out, and that is said
+#   --device emulated   rehearses on the emulator, in tiny shapes; the bundle is then one of `bundle DIR --emulator`
+#
+# OUT [DIR/results] gets summary-PART.txt, written as it goes, and PART.tar.gz with all documents and logs, packed anew
+# after every step: it is there whatever ends the run. Each step goes on where another fails. PyTorch beside it needs a
+# python3 with torch, transformers and safetensors, the sanitizers and counters compute-sanitizer and ncu on PATH.
+# Exit status: 0 all checks passed, 1 one failed, 3 no usable GPU, 2 usage.
+set -uo pipefail
 
-WORKLOADS=(
-    "bert-base 128 128 none,lower:6,backbone,all"
-    "bert-base 32 512 none,lower:6,backbone,all"
-    "minilm-l6 256 64 none,lower:3,backbone,all"
-)
-TASKS=(--task topic=5 --task sentiment=3)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-bundle() {
-    local to=$1 root
-    root=$(cd "$(dirname "$0")/.." && pwd)
-    (cd "$root" && bash scripts/install_cuda_toolchain.sh && cargo build --release)
-    # freeze.py finds the freeze grammar two folders up, under tests/golden.
-    mkdir -p "$to/benches/pytorch" "$to/tests/golden"
-    install -s "${CARGO_TARGET_DIR:-$root/target}/release/frostline" "$to/frostline"
-    cp "$root/benches/gpu.sh" "$to/gpu.sh"
-    cp "$root/benches/pytorch/freeze.py" "$to/benches/pytorch/"
-    cp "$root/tests/golden/reference.py" "$to/tests/golden/"
-    du -sh "$to"
+usage() {
+    sed -n '2,19s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    exit 2
 }
 
-step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
+bundle() (
+    set -e
+    to=$1 features=()
+    case ${2:-} in
+        "") ;;
+        --emulator) features=(--features emulator) ;;
+        *) usage ;;
+    esac
+    root=$(cd "$here/.." && pwd)
+    (cd "$root" && bash scripts/install_cuda_toolchain.sh &&
+        cargo build --release "${features[@]}" --bin frostline --example gpu)
+    built=${CARGO_TARGET_DIR:-$root/target}/release
+    # freeze.py finds the freeze grammar two folders up, under tests/golden.
+    mkdir -p "$to/benches/pytorch" "$to/tests/golden"
+    install -s "$built/frostline" "$to/frostline"
+    install -s "$built/examples/gpu" "$to/gpu"
+    cp "$root/benches/gpu.sh" "$to/gpu.sh"
+    cp "$root"/benches/pytorch/{freeze,shapes}.py "$to/benches/pytorch/"
+    cp "$root/tests/golden/reference.py" "$to/tests/golden/"
+    du -sh "$to"
+)
+
+# What is measured, and how long a step may take. The emulator's network is one of `gpu model --tiny`.
+choose_workloads() {
+    tasks=(--task topic=5 --task sentiment=3)
+    if [ "$device" = cuda ]; then
+        main=(--arch bert-base "${tasks[@]}" --batch-size 128 --max-length 128
+            --scenarios none,lower:6,backbone,all)
+        others=("bert-base 32 512 none,lower:6,backbone,all" "minilm-l6 256 64 none,lower:3,backbone,all"
+            "bert-large 64 128 none,lower:12,backbone,all")
+        doctor=() rounds=30 torch_device=cuda torch_dtype=bf16 tiny=()
+    else
+        main=(--model "$work/model" "${tasks[@]}" --batch-size 2 --max-length 16 --scenarios none,backbone)
+        others=()
+        doctor=(--quick) rounds=2 torch_device=cpu torch_dtype=f32 tiny=(--tiny)
+    fi
+}
+
+left() { echo $((seconds - (SECONDS - begun))); }
+
+# A line of the summary.
+note() { printf '%-26s %-9s %5s s  %s\n' "$1" "$2" "$3" "${4:-}" | tee -a "$out/summary-$part.txt"; }
+
+# All that is there so far, under its name only when it is whole.
+pack() {
+    cp "$out/summary-$part.txt" "$work/results/" 2>/dev/null
+    tar -czf "$out/.$part.tar.gz" -C "$work/results" . && mv "$out/.$part.tar.gz" "$out/$part.tar.gz"
+}
+
+# step NAME LEAST MOST KIND COMMAND...: runs a command for MOST seconds at most, if LEAST are left. Its output goes to
+# NAME.json (where it is a document) or NAME.txt, what it says to NAME.log. KIND: `check` makes the run fail where the
+# command does, `figure` does not.
+step() {
+    local name=$1 least=$2 most=$3 kind=$4 start=$SECONDS limit status last ending=txt
+    shift 4
+    limit=$(left)
+    if ((limit < least)); then
+        note "$name" skipped 0 "it takes $least s, $limit s are left"
+        return 1
+    fi
+    ((limit > most)) && limit=$most
+    # In the background, so that a signal to this script does not wait for the command.
+    timeout --kill-after=3 "$limit" "$@" >"$work/out" 2>"$work/results/$name.log" &
+    child=$!
+    wait "$child"
+    status=$?
+    child=
+    [ "$(head -c 1 "$work/out")" = "{" ] && ending=json
+    mv "$work/out" "$work/results/$name.$ending"
+    last=$(tail -n 1 "$work/results/$name.log" 2>/dev/null | cut -c1-200)
+    case $status in
+        0) note "$name" done $((SECONDS - start)) ;;
+        124 | 137) note "$name" "timed out" $((SECONDS - start)) "after $limit s" ;;
+        *)
+            note "$name" FAILED $((SECONDS - start)) "exit status $status: $last"
+            [ "$kind" = check ] && has_failed=1
+            ;;
+    esac
+    pack
+    return "$status"
+}
+
+absent() { note "$1" skipped 0 "$2"; }
+
+# Runs a part's steps of PyTorch, if it is there.
+has_torch() {
+    if [ -z "${torch_is_there:-}" ]; then
+        torch_is_there=no
+        timeout 60 python3 -c 'import torch, transformers, safetensors' 2>/dev/null && torch_is_there=yes
+    fi
+    [ "$torch_is_there" = yes ]
+}
+
+torch_step() {
+    local name=$1 least=$2 most=$3
+    shift 3
+    if has_torch; then
+        step "$name" "$least" "$most" figure python3 "$@"
+    else
+        absent "$name" "no python3 with torch, transformers and safetensors on PATH"
+    fi
+}
+
+# Losses, logits, gradients, and the parameters after three steps, on the device against the CPU. In bf16 a gradient of
+# two layers is within 2 % of its norm in median and 5 % at worst; in f32 only the order of sums differs.
+compare_steps() {
+    local dtype tolerance device_dtype
+    step model 1 20 figure "$here/gpu" model "$work/model" "${tiny[@]}" || return
+    local common=(--model "$work/model" --batch "$work/model/batch.safetensors" "${tasks[@]}" --pooling mean --json)
+    step step-cpu 3 40 check "$here/frostline" step "${common[@]}" --steps 3 --device cpu --dtype f32 \
+        --dump "$work/cpu.safetensors" || return
+    for device_dtype in f32:1e-4 bf16:5e-2; do
+        dtype=${device_dtype%:*} tolerance=${device_dtype#*:}
+        step "step-$dtype" 3 40 check "$here/frostline" step "${common[@]}" --steps 3 --device "$device" \
+            --dtype "$dtype" --dump "$work/$dtype.safetensors" &&
+            step "compare-$dtype" 1 20 check "$here/gpu" compare "$work/cpu.safetensors" "$work/$dtype.safetensors" \
+                --tolerance "$tolerance"
+    done
+}
+
+part_a() {
+    step doctor 5 90 check "$here/frostline" doctor --device "$device" --json "${doctor[@]}"
+    # Without a device nothing else can run either.
+    [ $? = 3 ] && return 3
+    nvidia-smi --query-gpu=name,driver_version,clocks.sm,temperature.gpu --format=csv >"$work/results/gpu.csv" 2>&1
+    compare_steps
+    step bench-main 5 60 check "$here/frostline" bench "${main[@]}" --rounds "$rounds" --quick --device "$device" --json
+    torch_step torch-main 15 60 "$here/benches/pytorch/freeze.py" "${main[@]}" --rounds "$rounds" \
+        --device "$torch_device" --dtype "$torch_dtype" --seconds 20 --json
+    step shapes 5 40 check "$here/gpu" shapes "$work/shapes" --device "$device"
+    cp "$work/shapes/shapes.json" "$work/results/" 2>/dev/null
+    torch_step torch-shapes 15 60 "$here/benches/pytorch/shapes.py" "$work/shapes" --device "$torch_device" --json
+    step profile 5 40 figure "$here/frostline" profile "${main[@]:0:${#main[@]}-2}" --device "$device" --json
+}
+
+part_b() {
+    if [ "$device" = emulated ]; then step model 1 20 figure "$here/gpu" model "$work/model" --tiny; fi
+    torch_step torch-main-compile 30 180 "$here/benches/pytorch/freeze.py" "${main[@]}" --rounds "$rounds" \
+        --device "$torch_device" --dtype "$torch_dtype" --seconds 20 --compile --json
+    local workload arch size length scenarios
+    for workload in "${others[@]}"; do
+        read -r arch size length scenarios <<<"$workload"
+        local options=(--arch "$arch" "${tasks[@]}" --batch-size "$size" --max-length "$length" --scenarios "$scenarios"
+            --rounds "$rounds" --json)
+        step "bench-$arch-$size-$length" 8 40 check "$here/frostline" bench "${options[@]}" --quick --device "$device"
+        torch_step "torch-$arch-$size-$length" 15 40 "$here/benches/pytorch/freeze.py" "${options[@]}" \
+            --device "$torch_device" --dtype "$torch_dtype" --seconds 10
+    done
+    count_kernels
+    sanitize
+}
+
+# What five kernels do to the memory and the multiprocessors, in the one step that the profiler is told to record.
+count_kernels() {
+    if ! command -v ncu >/dev/null; then
+        absent ncu "no ncu on PATH"
+        return
+    fi
+    step ncu 15 60 figure ncu --profile-from-start off --csv --page raw \
+        --section SpeedOfLight --section MemoryWorkloadAnalysis --section Occupancy --section SchedulerStats \
+        --kernel-name 'regex:^(gemm_fwd_bf16_128x128|gemm_wgrad_bf16_128x128|attention_fwd_bf16_tile_64|layernorm_bwd_bf16_3|adamw_step)$' \
+        --launch-count 40 "$here/frostline" profile --arch bert-base "${tasks[@]}" --batch-size 128 --max-length 128 \
+        --rounds 1 --warmup 1 --profile-steps 1:2 --device "$device"
+}
+
+sanitize() {
+    local tool
+    if ! command -v compute-sanitizer >/dev/null; then
+        absent sanitizers "no compute-sanitizer on PATH: accesses and barriers are not checked"
+        return
+    fi
+    for tool in memcheck synccheck; do
+        step "$tool" 10 60 check compute-sanitizer --tool "$tool" --error-exitcode 9 \
+            "$here/frostline" doctor --device "$device" --quick
+    done
+}
+
+# Whatever ends the run: what there is is packed, and nothing of ours goes on.
+finish() {
+    trap - EXIT INT TERM
+    if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null; fi
+    [ -n "${1:-}" ] && note "$1" stopped $((SECONDS - begun)) "by a signal"
+    pack
+    rm -rf "$work"
+}
 
 run() {
-    local here out
-    here=$(cd "$(dirname "$0")" && pwd)
-    out=${1:-$here/results}
-    mkdir -p "$out"
-
-    step "doctor"
-    "$here/frostline" doctor --device cuda --json >"$out/doctor.json"
-    nvidia-smi --query-gpu=name,driver_version,clocks.sm,temperature.gpu --format=csv >"$out/gpu.csv" || true
-
-    if command -v compute-sanitizer >/dev/null; then
-        for tool in memcheck racecheck; do
-            step "compute-sanitizer $tool"
-            timeout 300 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-                "$here/frostline" doctor --device cuda >"$out/$tool.txt"
-        done
-    else
-        echo "gpu.sh: no compute-sanitizer on PATH: accesses and races are not checked" >&2
-    fi
-
-    for workload in "${WORKLOADS[@]}"; do
-        read -r arch size length scenarios <<<"$workload"
-        local name="$arch-$size-$length"
-        local options=(--arch "$arch" "${TASKS[@]}" --batch-size "$size" --max-length "$length"
-            --scenarios "$scenarios" --rounds 30 --json)
-        step "$name"
-        "$here/frostline" bench "${options[@]}" --device cuda >"$out/$name.json"
-        if python3 -c 'import torch, transformers' 2>/dev/null; then
-            for mode in "" --compile; do
-                step "$name, PyTorch $mode"
-                python3 "$here/benches/pytorch/freeze.py" "${options[@]}" --device cuda --dtype bf16 $mode \
-                    >"$out/$name-pytorch$mode.json"
-            done
-        else
-            echo "gpu.sh: no python3 with torch and transformers: PyTorch is not measured" >&2
-        fi
+    part="" seconds="" device=cuda out=""
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --part) part=${2:-} && shift ;;
+            --seconds) seconds=${2:-} && shift ;;
+            --device) device=${2:-} && shift ;;
+            -*) usage ;;
+            *) out=$1 ;;
+        esac
+        shift
     done
-    step "done, see $out"
+    case $part in
+        a) : "${seconds:=240}" ;;
+        b) : "${seconds:=300}" ;;
+        *) usage ;;
+    esac
+    case $device in cuda | emulated) ;; *) usage ;; esac
+    case $seconds in '' | *[!0-9]*) usage ;; esac
+    out=${out:-$here/results} begun=$SECONDS child="" has_failed=0
+    mkdir -p "$out" || exit 1
+    work=$(mktemp -d) || exit 1
+    mkdir "$work/results"
+    : >"$out/summary-$part.txt"
+    trap 'finish' EXIT
+    trap 'finish "part $part"; exit 130' INT TERM
+    choose_workloads
+    "part_$part"
+    [ $? = 3 ] && exit 3
+    note "part $part" done $((SECONDS - begun)) "$( ((has_failed)) && echo "a check failed")"
+    exit "$has_failed"
 }
 
 case "${1:-}" in
-    bundle) bundle "${2:?the folder to write}" ;;
+    bundle) bundle "${2:?the folder to write}" "${3:-}" ;;
     run) shift && run "$@" ;;
-    *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+    *) usage ;;
 esac

@@ -12,6 +12,9 @@ struct EmulatorOptions {
   uint64_t seed;
   int os_threads;    // blocks run on so many threads; with check_blocks or with counts always on one
   int check_blocks;  // races between blocks and between threads are errors; kernels must be observed
+  int truncate_mma;  // mma adds as tensor cores do (1): terms aligned to the largest exponent among the 16
+                     // products and the accumulator, cut off below float's 24 bits, the sum cut off again
+                     // (see truncated_sum.h); else (0) float sums, each rounded
 };
 
 struct EmulatorCounts {

@@ -5,6 +5,7 @@
 #include "observer.h"
 #include "runtime.h"
 #include "sanitizers.h"
+#include "truncated_sum.h"
 
 namespace emulator {
 
@@ -155,9 +156,38 @@ struct Mma {
 float low_half(uint32_t pair) { return __uint_as_float(pair << 16); }
 float high_half(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 
+// Calls function(row, column, accumulator) for all 16 x 8 of a warp.
+template <class Function>
+void each_accumulator(void** arguments, const Function& function) {
+  for (int i = 0; i < 32; ++i) {
+    const auto& mma = *static_cast<const Mma*>(arguments[i]);
+    const int g = i / 4, t = 2 * (i % 4);
+    for (int lower = 0; lower < 2; ++lower) {
+      for (int right = 0; right < 2; ++right) function(g + 8 * lower, t + right, mma.d[2 * lower + right]);
+    }
+  }
+}
+
+void add_rounded(void** arguments, const float (&a)[16][16], const float (&b)[16][8]) {
+  float d[16][8] = {};
+  for (int i = 0; i < 16; ++i) {
+    for (int k = 0; k < 16; ++k) {
+      for (int j = 0; j < 8; ++j) d[i][j] += a[i][k] * b[k][j];
+    }
+  }
+  each_accumulator(arguments, [&](int row, int column, float& sum) { sum += d[row][column]; });
+}
+
+void add_cut_off(void** arguments, const float (&a)[16][16], const float (&b)[16][8]) {
+  float d[16][8];
+  each_accumulator(arguments, [&](int row, int column, float& sum) { d[row][column] = sum; });
+  for (int i = 0; i < 16; ++i) add_truncated_row(d[i], a[i], b);
+  each_accumulator(arguments, [&](int row, int column, float& sum) { sum = d[row][column]; });
+}
+
 void multiply_matrices(void** arguments) {
   require_whole_warp(arguments, "mma");
-  float a[16][16], b[16][8], d[16][8] = {};
+  float a[16][16], b[16][8];
   for (int i = 0; i < 32; ++i) {
     const auto& mma = *static_cast<const Mma*>(arguments[i]);
     const int g = i / 4, t = 2 * (i % 4);
@@ -171,17 +201,10 @@ void multiply_matrices(void** arguments) {
       b[t + 8 * half + 1][g] = high_half(mma.b[half]);
     }
   }
-  for (int i = 0; i < 16; ++i) {
-    for (int k = 0; k < 16; ++k) {
-      for (int j = 0; j < 8; ++j) d[i][j] += a[i][k] * b[k][j];
-    }
-  }
-  for (int i = 0; i < 32; ++i) {
-    const auto& mma = *static_cast<const Mma*>(arguments[i]);
-    const int g = i / 4, t = 2 * (i % 4);
-    for (int lower = 0; lower < 2; ++lower) {
-      for (int right = 0; right < 2; ++right) mma.d[2 * lower + right] += d[g + 8 * lower][t + right];
-    }
+  if (current_block->options.truncate_mma) {
+    add_cut_off(arguments, a, b);
+  } else {
+    add_rounded(arguments, a, b);
   }
   current_block->counts.mma++;
 }

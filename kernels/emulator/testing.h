@@ -88,7 +88,7 @@ inline std::vector<float> random(size_t n, uint64_t seed, float scale = 1.0f) {
 }
 
 struct State {
-  EmulatorOptions options{3, 1, 1, 1, 0};
+  EmulatorOptions options{3, 1, 1, 1, 0, 0};
   std::string schedule = "random priorities, deferred, seed 1";
   int n_checks = 0;
   int n_failures = 0;
@@ -143,8 +143,9 @@ inline EmulatorCounts counted_launch(void (*kernel)(P...), const char* name, dim
 inline void under_schedule(const char* name, EmulatorOptions options, const std::function<void()>& body) {
   const State before = state();
   char text[96];
-  snprintf(text, sizeof text, "%s, %s, seed %llu%s", name, options.deferred_async ? "deferred" : "eager",
-           static_cast<unsigned long long>(options.seed), options.check_blocks ? ", checked" : "");
+  snprintf(text, sizeof text, "%s, %s, seed %llu%s%s", name, options.deferred_async ? "deferred" : "eager",
+           static_cast<unsigned long long>(options.seed), options.check_blocks ? ", checked" : "",
+           options.truncate_mma ? ", truncated sums" : "");
   state().options = options;
   state().schedule = text;
   body();
@@ -167,12 +168,26 @@ constexpr bool CAN_CHECK_BLOCKS = true;
 // late, and once with the checks for races. Under sanitizers, which need fewer, only some of them.
 inline void for_each_schedule(const std::function<void()>& body) {
   for (int deferred = 0; deferred < 2; ++deferred) {
-    under_schedule("fifo", {0, deferred, 1, 1, CAN_CHECK_BLOCKS}, body);
-    under_schedule("lifo", {1, deferred, 1, 1, 0}, body);
+    under_schedule("fifo", {0, deferred, 1, 1, CAN_CHECK_BLOCKS, 0}, body);
+    under_schedule("lifo", {1, deferred, 1, 1, 0, 0}, body);
     for (int seed = 1; seed <= N_SEEDS; ++seed) {
-      under_schedule("random priorities", {3, deferred, static_cast<uint64_t>(seed), 1, 0}, body);
+      under_schedule("random priorities", {3, deferred, static_cast<uint64_t>(seed), 1, 0, 0}, body);
     }
   }
+}
+
+// Runs `body` where mma truncates its sums, see truncated_sum.h: they have other bits than rounded ones, the
+// same under every schedule, and all checks hold under both.
+inline void with_truncated_sums(const std::function<void()>& body) {
+  under_schedule("random priorities", {3, 1, 1, 1, 0, 1}, body);
+}
+
+// For kernels that use mma: the same as for_each_schedule, and truncated sums under two schedules that have
+// nothing in common.
+inline void for_each_schedule_and_sum(const std::function<void()>& body) {
+  for_each_schedule(body);
+  under_schedule("fifo", {0, 0, 1, 1, 0, 1}, body);
+  with_truncated_sums(body);
 }
 
 inline void check(bool holds, const char* what, const std::string& detail = "") {

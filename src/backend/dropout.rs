@@ -26,6 +26,8 @@ pub struct Mask {
     site: u32,
     /// Bytes below this drop their element.
     threshold: u32,
+    /// Number of what [`Mask::probabilities`] calls head 0.
+    first_head: u32,
 }
 
 /// Bytes below this drop their element with probability `p`.
@@ -41,7 +43,13 @@ impl Mask {
             step: step as u32,
             site: dropout.site,
             threshold: threshold(dropout.p),
+            first_head: 0,
         }
+    }
+
+    /// The masks of the heads from `head` on, for whoever has only those.
+    pub fn from_head(self, head: usize) -> Self {
+        Mask { first_head: self.first_head + head as u32, ..self }
     }
 
     /// What kept elements are multiplied with.
@@ -113,7 +121,7 @@ impl Mask {
     ) -> [[f32; BLOCK_KEYS]; BLOCK_QUERIES] {
         let place = (query_block as u32) << 16 | key_block as u32;
         // Stream 0 of a site belongs to rows.
-        let stream = (head as u32 + 1) << 16;
+        let stream = (self.first_head + head as u32 + 1) << 16;
         let counters = [
             [place; LANES],
             std::array::from_fn(|lane| (sequence * LANES + lane) as u32),
@@ -171,6 +179,17 @@ mod tests {
         assert!((dropped - 26.0 / 256.0).abs() <= 0.0076, "{dropped}");
         let mean = factors.iter().sum::<f32>() / (n * n) as f32;
         assert!((mean - 1.0).abs() <= 0.0085, "{mean}");
+    }
+
+    #[test]
+    fn heads_can_be_counted_from_another_one() {
+        let factors = |mask: Mask, head| {
+            let mut factors = vec![f32::NAN; 40 * 40];
+            mask.probabilities(2, head, 40, &mut factors);
+            factors
+        };
+        assert_eq!(factors(mask(0.5).from_head(3), 1), factors(mask(0.5), 4));
+        assert_ne!(factors(mask(0.5), 1), factors(mask(0.5), 4));
     }
 
     #[test]

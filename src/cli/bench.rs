@@ -59,6 +59,10 @@ pub struct Args {
     /// Measure the baseline against itself too, N times: intervals should hold 1
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1", value_parser = positive)]
     aa: Option<usize>,
+    /// Measure steps alone: neither peak memory, for which each scenario runs in a process of its own, nor energy, for
+    /// which each goes on for seconds
+    #[arg(long)]
+    quick: bool,
     /// Measure only what this machine can do: its GEMM rate, its copy rate, the time of starting an op
     #[arg(long)]
     ceilings: bool,
@@ -194,7 +198,10 @@ impl<'a> Bencher<'a> {
             network,
             scenarios,
             ceilings: Ceilings::of(engine)?,
-            options: args.rates.measured(args.rounds, args.warmup, args.run.seed),
+            options: MeasureOptions {
+                with_energy: !args.quick,
+                ..args.rates.measured(args.rounds, args.warmup, args.run.seed)
+            },
         })
     }
 
@@ -271,8 +278,11 @@ impl<'a> Bencher<'a> {
         AgainstItself::new(intervals).map(Some)
     }
 
-    /// Peak memory of each scenario, each in a process of its own.
+    /// Peak memory of each scenario, each in a process of its own; unknown where it is not asked for.
     fn peaks(&self, capacity: Capacity) -> Vec<Option<usize>> {
+        if self.args.quick {
+            return vec![None; self.scenarios.len()];
+        }
         let bar = progress::bar(self.scenarios.len() as u64, "measuring memory");
         let (model, clip) = (&self.model, self.args.rates.regularizers.clip());
         let peak = |scenario: &Scenario| {

@@ -7,7 +7,8 @@ use super::args::Device;
 use super::{print, print_json, progress};
 use crate::backend::cuda;
 use crate::backend::shadow::Comparison;
-use crate::{Error, Result, doctor};
+use crate::doctor::{self, Extent, Findings};
+use crate::{Error, Result};
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example: frostline doctor --device cuda")]
@@ -15,6 +16,10 @@ pub struct Args {
     /// Device whose kernels are checked [auto: the GPU, else the emulator if it is built in]
     #[arg(long, value_enum, default_value_t = Device::Auto)]
     device: Device,
+    /// Check one small network in each type only, not every kernel: for compute-sanitizer, under which launches take
+    /// their time
+    #[arg(long)]
+    quick: bool,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -61,57 +66,69 @@ pub fn run(args: &Args) -> Result<()> {
         bar.set_message(format!("checking kernels: {what}"));
         bar.tick();
     };
-    let comparisons = match checked {
-        Checked::Gpu => doctor::check(|| cuda::gpu(false), tell)?,
-        Checked::Emulator => check_emulated(tell)?,
+    let findings = match checked {
+        Checked::Gpu => {
+            let extent = if args.quick { Extent::Quick } else { Extent::GPU };
+            doctor::check(&mut cuda::gpu(false)?, extent, tell)?
+        }
+        Checked::Emulator => {
+            let extent = if args.quick { Extent::Quick } else { Extent::EMULATOR };
+            check_emulated(extent, tell)?
+        }
     };
     bar.finish_and_clear();
-    let worst = worst_of_each(&comparisons);
-    let n_wrong = comparisons.iter().filter(|one| !one.passes()).count();
     if args.json {
-        print_json(&serde_json::json!({
-            "device": checked.name(),
-            "facts": serde_json::Map::from_iter(
-                facts.into_iter().map(|(name, value)| (name, value.into())),
-            ),
-            "checks": worst.iter().map(|(one, n)| serde_json::json!({
-                "op": one.op, "output": one.output, "shape": one.shape, "dtype": one.dtype,
-                "error": one.error, "tolerance": one.tolerance, "passes": one.passes(), "n": n,
-            })).collect::<Vec<_>>(),
-            "passes": n_wrong == 0,
-        }))?;
+        print_json(&document(checked, args.quick, facts, &findings))?;
     } else {
-        print(&text(checked, &facts, &worst))?;
+        print(&text(checked, args.quick, &facts, &findings))?;
     }
-    match n_wrong {
-        0 => Ok(()),
-        n => Err(Error::Run(format!(
-            "{n} of {} outputs on {} are wrong: do not trust what it computes",
-            comparisons.len(),
+    verdict(checked, args.quick, &findings)
+}
+
+/// # Errors
+/// When anything is wrong, or a kernel was left out that should not have been.
+fn verdict(checked: Checked, quick: bool, findings: &Findings) -> Result<()> {
+    let n_checked = findings.comparisons.len() + findings.replays.len();
+    if findings.n_wrong() > 0 {
+        return Err(Error::Run(format!(
+            "{} of {n_checked} outputs on {} are wrong: do not trust what it computes",
+            findings.n_wrong(),
             checked.name()
-        ))),
+        )));
     }
+    let missed = findings.never_launched();
+    if !quick && !missed.is_empty() {
+        let names = missed.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(Error::Run(format!(
+            "these kernels were not launched and not checked: {names}"
+        )));
+    }
+    Ok(())
 }
 
 #[cfg(feature = "emulator")]
-fn check_emulated(tell: impl FnMut(&str)) -> Result<Vec<Comparison>> {
-    doctor::check(|| Ok(cuda::emulator(false)), tell)
+fn check_emulated(extent: Extent, tell: impl FnMut(&str)) -> Result<Findings> {
+    doctor::check(&mut cuda::emulator(false), extent, tell)
 }
 
 #[cfg(not(feature = "emulator"))]
-fn check_emulated(_tell: impl FnMut(&str)) -> Result<Vec<Comparison>> {
+fn check_emulated(_extent: Extent, _tell: impl FnMut(&str)) -> Result<Findings> {
     Err(cuda::no_emulator())
 }
 
-/// For each op and type the comparison with the largest error against its tolerance, and how many there
-/// were.
+/// How near a comparison is to failing; beyond 1 it fails. A NaN is worse than any number.
+fn badness(one: &Comparison) -> f64 {
+    let error = one.error / one.tolerance;
+    let deviation = one.deviation / one.deviation_tolerance;
+    if !one.repeats || error.is_nan() || deviation.is_nan() {
+        return f64::INFINITY;
+    }
+    error.max(deviation)
+}
+
+/// For each op and type the comparison that is nearest to failing, and how many there were.
 fn worst_of_each(comparisons: &[Comparison]) -> Vec<(&Comparison, usize)> {
     let mut worst: Vec<(&Comparison, usize)> = Vec::new();
-    // A NaN is worse than any number.
-    let badness = |one: &Comparison| {
-        let ratio = one.error / one.tolerance;
-        if ratio.is_nan() { f64::INFINITY } else { ratio }
-    };
     for one in comparisons {
         let same =
             |(other, _): &&mut (&Comparison, usize)| other.op == one.op && other.dtype == one.dtype;
@@ -128,16 +145,79 @@ fn worst_of_each(comparisons: &[Comparison]) -> Vec<(&Comparison, usize)> {
     worst
 }
 
-fn text(checked: Checked, facts: &[(String, String)], worst: &[(&Comparison, usize)]) -> String {
+fn document(
+    checked: Checked,
+    quick: bool,
+    facts: Vec<(String, String)>,
+    findings: &Findings,
+) -> serde_json::Value {
+    let check = |(one, n): (&Comparison, usize)| {
+        serde_json::json!({
+            "op": one.op, "output": one.output, "shape": one.shape, "dtype": one.dtype,
+            "error": one.error, "tolerance": one.tolerance,
+            "deviation": one.deviation, "deviation_tolerance": one.deviation_tolerance,
+            "n_compared": one.n_compared, "repeats": one.repeats,
+            "passes": one.passes(), "n": n,
+        })
+    };
+    let worst = worst_of_each(&findings.comparisons);
+    serde_json::json!({
+        "device": checked.name(),
+        "facts": serde_json::Map::from_iter(
+            facts.into_iter().map(|(name, value)| (name, value.into())),
+        ),
+        "quick": quick,
+        "checks": worst.into_iter().map(check).collect::<Vec<_>>(),
+        "replays": findings.replays,
+        "kernels": {
+            "embedded": cuda::embedded::kernel_names().len(),
+            "launched": findings.launched,
+            "never_launched": findings.never_launched(),
+        },
+        "passes": verdict(checked, quick, findings).is_ok(),
+    })
+}
+
+fn text(checked: Checked, quick: bool, facts: &[(String, String)], findings: &Findings) -> String {
     let mut text = String::new();
     for (name, value) in facts {
         text += &format!("{name:<20} {value}\n");
     }
+    let (n_launched, n_embedded) = (findings.launched.len(), cuda::embedded::kernel_names().len());
+    let of_all = match n_embedded {
+        0 => String::new(),
+        n => format!(" of {n}"),
+    };
+    let only = if quick { " (--quick)" } else { "" };
+    text += &format!("launched             {n_launched}{of_all} kernels{only}\n");
+    for replay in &findings.replays {
+        let verdict = match replay.n_different {
+            0 => format!("{} values, the same bits", replay.n_values),
+            n => format!("FAIL: {n} of {} values differ", replay.n_values),
+        };
+        text += &format!("replayed graph       {}: {verdict}\n", replay.case);
+    }
     text += &format!("checked on           {}, the worst of each op:\n", checked.name());
     let mut table = Table::new();
     table.load_style(ASCII_BORDERS_ONLY_CONDENSED);
-    table.set_header(["op", "output", "shape", "type", "outputs", "error", "at most", ""]);
-    for (one, n) in worst {
+    table.set_header([
+        "op",
+        "output",
+        "shape",
+        "type",
+        "outputs",
+        "error",
+        "at most",
+        "one value",
+        "at most",
+        "",
+    ]);
+    for (one, n) in worst_of_each(&findings.comparisons) {
+        let verdict = match (one.passes(), one.repeats) {
+            (true, _) => "pass",
+            (false, true) => "FAIL",
+            (false, false) => "FAIL: a second run differs",
+        };
         table.add_row([
             one.op.to_owned(),
             one.output.clone(),
@@ -145,8 +225,10 @@ fn text(checked: Checked, facts: &[(String, String)], worst: &[(&Comparison, usi
             one.dtype.name().to_owned(),
             n.to_string(),
             format!("{:.1e}", one.error),
-            format!("{:.0e}", one.tolerance),
-            if one.passes() { "pass" } else { "FAIL" }.to_owned(),
+            format!("{:.1e}", one.tolerance),
+            format!("{:.1e}", one.deviation),
+            format!("{:.1e}", one.deviation_tolerance),
+            verdict.to_owned(),
         ]);
     }
     text + &format!("{table}\n")

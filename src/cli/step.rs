@@ -83,6 +83,7 @@ impl Rates {
             weight_decay: self.regularizers.weight_decay,
             max_grad_norm: self.regularizers.clip(),
             seed,
+            with_energy: true,
         }
     }
 

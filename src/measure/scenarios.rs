@@ -53,6 +53,9 @@ pub struct MeasureOptions {
     /// None for no clipping.
     pub max_grad_norm: Option<f32>,
     pub seed: u64,
+    /// Whether steps go on for some seconds more where their energy can be read.
+    #[serde(skip)]
+    pub with_energy: bool,
 }
 
 impl MeasureOptions {
@@ -91,6 +94,8 @@ pub struct Measurement {
     /// Medians by phase.
     pub phase_ms: [f64; 3],
     pub step_ms: Interval,
+    /// The three phases together as the device counts them, without what the host does before and after.
+    pub device_ms: Interval,
     /// Every round, in order.
     pub times_ms: Vec<f64>,
     /// Rounds whose time is far from the others'; they count all the same.
@@ -280,7 +285,7 @@ pub fn measure(
         }
     }
     let mut energies = vec![None; runs.len()];
-    if let Some(gauge) = gauge {
+    if let Some(gauge) = gauge.filter(|_| options.with_energy) {
         for (run, energy) in runs.iter_mut().zip(&mut energies) {
             let mut batches = batches.iter().cycle();
             *energy = power::energy(gauge, || {
@@ -367,6 +372,8 @@ fn measurement(
         seconds * 1e3 / n as f64
     };
     let [forward, backward, optimizer] = &run.phases_ms;
+    let device_ms: Vec<f64> =
+        (0..forward.len()).map(|at| forward[at] + backward[at] + optimizer[at]).collect();
     Ok(Measurement {
         freeze: scenario.name(),
         n_trained: plan.n_trained_values(),
@@ -374,6 +381,7 @@ fn measurement(
         predicted_ms: Phase::ALL.map(mean_ms),
         phase_ms: [median(forward)?, median(backward)?, median(optimizer)?],
         step_ms: median_interval(&run.times_ms, options.seed)?,
+        device_ms: median_interval(&device_ms, options.seed)?,
         outliers: outliers(&run.times_ms)?,
         speedup: Speedup {
             ideal: 1.0,

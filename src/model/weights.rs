@@ -144,6 +144,11 @@ impl WeightFile {
         Ok(())
     }
 
+    /// The names of all tensors, in alphabetical order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
     /// Whether a tensor of this name is there.
     pub fn contains(&self, name: &str) -> bool {
         self.entries.contains_key(name)

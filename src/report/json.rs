@@ -52,6 +52,7 @@ fn scenario(bench: &Bench, row: &Row) -> Value {
             "times": measurement.times_ms,
             "outliers": measurement.outliers,
         },
+        "device_ms": measurement.device_ms,
         "speedup": {
             "ideal": speedup.ideal,
             "predicted": speedup.predicted,

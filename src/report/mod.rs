@@ -195,6 +195,7 @@ mod tests {
             weight_decay: 0.0,
             max_grad_norm: None,
             seed: 1,
+            with_energy: true,
         };
         let mut session = Engine::CPU.session(network, values).unwrap();
         let (mut fake, batches) = (Fake(0.0), [batch]);

@@ -96,6 +96,7 @@ fn check_shape(row: &Value) {
             "trainable_parameters",
             "flops",
             "bytes",
+            "device_ms",
             "phase_ms",
             "predicted_ms",
             "ops",
@@ -120,6 +121,7 @@ fn check_shape(row: &Value) {
         assert_eq!(flops > 0, bytes > 0, "{row}");
         assert!(number(&row["phase_ms"][phase]) >= 0.0, "{row}");
     }
+    assert!(number(&row["device_ms"]["median"]) > 0.0, "{row}");
     assert!(whole(&row["flops"]["forward"]) > 0 && number(&row["phase_ms"]["forward"]) > 0.0);
 
     assert_keys(&row["step_ms"], &["median", "low", "high", "times", "outliers"]);

@@ -69,6 +69,7 @@ struct Plain;
   template <>                                                                                                \
   struct Plain<E> {                                                                                          \
     static constexpr const char* NAME = "plain " #SUFFIX;                                                    \
+    static constexpr bool TENSOR_CORES = false;                                                              \
     static void forward(Problem<E>& p, E* out, float* lse) {                                                 \
       testing::launch(&attention_fwd_##SUFFIX, "attention_fwd_" #SUFFIX, grid(p), 128, 2560, &p.state,       \
                       p.q.data(), p.k.data(), p.v.data(), p.sequence_ids.data(), p.cu_seqlens.data(), SITE,  \
@@ -168,6 +169,7 @@ struct Fast;
   template <>                                                                                                \
   struct Fast<SIZE> {                                                                                        \
     static constexpr const char* NAME = "tile and long";                                                     \
+    static constexpr bool TENSOR_CORES = true;                                                               \
     static void forward(Problem<bf16>& p, bf16* out, float* lse) {                                           \
       Lists lists(p);                                                                                        \
       testing::launch(&attention_fwd_bf16_tile_##SIZE, "attention_fwd_bf16_tile_" #SIZE, lists.tile_grid(p), \
@@ -248,7 +250,8 @@ struct Tolerances {
 constexpr Tolerances F32 = {3e-6, 1e-6, 5e-6};
 // An output rounded to bf16 is off by 2^-8 / sqrt(3) times its power of two, 1.65e-3 in the mean.
 constexpr Tolerances PLAIN_BF16 = {2.0e-3, 1e-6, 2.0e-3};
-// P and dS are rounded too before they are multiplied: up to sqrt(2) or sqrt(3) times 1.65e-3.
+// P and dS are rounded too before they are multiplied: up to sqrt(2) or sqrt(3) times 1.65e-3. A score is the sum
+// of at most 4 mmas: truncated ones take up to 4 * 2^-24 = 2.4e-7 of it, which lse has room for.
 constexpr Tolerances TENSOR_CORES = {3.0e-3, 1e-6, 4.0e-3};
 // Keys of mean -5 and deviation 0.98: what rounding leaves of a row of dS, whose sum is 0, meets 5.2 times
 // what the sum itself meets.
@@ -271,39 +274,48 @@ void check(const Shape& shape, const Tolerances& tolerances, bool every_schedule
 
   const std::string name = shape.name(Way::NAME);
   const auto what = [&](const char* tensor) { return name + ": " + tensor; };
-  Floats first_out, first_lse;
-  Gradients first;
+  struct First {
+    Floats out, lse;
+    Gradients gradients;
+  };
+  First firsts[2];  // of rounded and of truncated sums, which have other bits
   const auto once = [&] {
-    Floats lse, no_lse;
+    Floats lse;
     const Floats out = run.forward(true, lse);
     const Gradients gradients = run.backward(truth.lse, true, true, true);
-    if (first_out.empty()) {
-      first_out = out, first_lse = lse, first = gradients;
+    First& first = firsts[testing::state().options.truncate_mma];
+    if (first.out.empty()) {
+      first = {out, lse, gradients};
       testing::close(what("out").c_str(), out, truth.out, tolerances.out);
       testing::close(what("lse").c_str(), lse, truth.lse, tolerances.lse);
       testing::close(what("dq").c_str(), gradients.dq, truth.dq, tolerances.gradients);
       testing::close(what("dk").c_str(), gradients.dk, truth.dk, tolerances.gradients);
       testing::close(what("dv").c_str(), gradients.dv, truth.dv, tolerances.gradients);
     }
-    testing::same_bits(what("out again").c_str(), out, first_out);
-    testing::same_bits(what("lse again").c_str(), lse, first_lse);
-    testing::same_bits(what("dq again").c_str(), gradients.dq, first.dq);
-    testing::same_bits(what("dk again").c_str(), gradients.dk, first.dk);
-    testing::same_bits(what("dv again").c_str(), gradients.dv, first.dv);
+    testing::same_bits(what("out again").c_str(), out, first.out);
+    testing::same_bits(what("lse again").c_str(), lse, first.lse);
+    testing::same_bits(what("dq again").c_str(), gradients.dq, first.gradients.dq);
+    testing::same_bits(what("dk again").c_str(), gradients.dk, first.gradients.dk);
+    testing::same_bits(what("dv again").c_str(), gradients.dv, first.gradients.dv);
   };
   once();
-  if (!every_schedule) return;
-  testing::for_each_schedule(once);
+  if (every_schedule) {
+    testing::for_each_schedule_and_sum(once);
+  } else {
+    if (Way::TENSOR_CORES) testing::with_truncated_sums(once);
+    return;
+  }
 
   // What is not asked for changes nothing in the rest.
+  const First& first = firsts[0];
   Floats no_lse;
-  testing::same_bits(what("out without lse").c_str(), run.forward(false, no_lse), first_out);
+  testing::same_bits(what("out without lse").c_str(), run.forward(false, no_lse), first.out);
   for (int wanted = 1; wanted < 8; ++wanted) {
     const bool dq = wanted & 1, dk = wanted & 2, dv = wanted & 4;
     const Gradients some = run.backward(truth.lse, dq, dk, dv);
-    if (dq) testing::same_bits(what("dq alone").c_str(), some.dq, first.dq);
-    if (dk) testing::same_bits(what("dk alone").c_str(), some.dk, first.dk);
-    if (dv) testing::same_bits(what("dv alone").c_str(), some.dv, first.dv);
+    if (dq) testing::same_bits(what("dq alone").c_str(), some.dq, first.gradients.dq);
+    if (dk) testing::same_bits(what("dk alone").c_str(), some.dk, first.gradients.dk);
+    if (dv) testing::same_bits(what("dv alone").c_str(), some.dv, first.gradients.dv);
   }
 }
 
@@ -433,6 +445,7 @@ void check_fast() {
   check<bf16, Fast<SIZE>>({{18, 150}, 1, SIZE, 0}, SHIFTED, false, 5.0f);
   check_masks<bf16, Fast<SIZE>>({{40, 130, 77, 3, 97, 200}, 2, SIZE, 128});
   check_packing<SIZE>();
+  testing::with_truncated_sums(check_packing<SIZE>);
 }
 
 }  // namespace

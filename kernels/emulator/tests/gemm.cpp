@@ -1,5 +1,5 @@
 // Products of a linear layer against plain loops in double, for every engine: ragged sizes, one to three
-// parts, fewer live rows than there is room for, slices of the reduction, repeated runs.
+// parts, fewer live rows than there is room for, slices of the reduction, repeated runs, truncated sums.
 #include <map>
 
 #include "../../gelu.cuh"
@@ -39,22 +39,22 @@ DECLARE_KERNELS(bf16_128x128, bf16)
 namespace {
 
 // Engines with what their launches need: entries of a tile's side, threads, bytes of shared memory, and
-// whether all sizes but the rows have to be multiples of 8.
+// whether they use tensor cores, where all sizes but the rows have to be multiples of 8.
 struct F32 : Kernels_f32 {
   static constexpr int TILE = 64, THREADS = 256, SHARED_BYTES = 2 * 16 * 68 * 4;
-  static constexpr bool VECTORS = false;
+  static constexpr bool TENSOR_CORES = false;
 };
 struct Bf16Plain : Kernels_bf16_plain {
   static constexpr int TILE = 64, THREADS = 256, SHARED_BYTES = 2 * 16 * 68 * 4;
-  static constexpr bool VECTORS = false;
+  static constexpr bool TENSOR_CORES = false;
 };
 struct Bf16Small : Kernels_bf16_64x64 {
   static constexpr int TILE = 64, THREADS = 128, SHARED_BYTES = 4 * 2 * 64 * 32 * 2;
-  static constexpr bool VECTORS = true;
+  static constexpr bool TENSOR_CORES = true;
 };
 struct Bf16Large : Kernels_bf16_128x128 {
   static constexpr int TILE = 128, THREADS = 128, SHARED_BYTES = 4 * 2 * 128 * 32 * 2;
-  static constexpr bool VECTORS = true;
+  static constexpr bool TENSOR_CORES = true;
 };
 constexpr int FLAG_BYTES = 16;
 
@@ -67,6 +67,17 @@ constexpr double BF16_TOLERANCE = 1.0 / 256;
 template <class E>
 double tolerance() {
   return sizeof(E) == 2 ? BF16_TOLERANCE : SUM_TOLERANCE;
+}
+
+bool truncates() { return testing::state().options.truncate_mma != 0; }
+
+// Of a float that adds up `n` products. An mma that truncates cuts off its sum by up to one unit of the last of
+// 24 bits, half of it in the mean, which is at most 2^-24 of the sum. n / 16 of them follow each other, all cut
+// towards zero, so that these errors add up. What is cut off the products, of both signs, cancels.
+template <class Engine>
+double sum_tolerance(int n) {
+  const bool cuts = Engine::TENSOR_CORES && truncates();
+  return SUM_TOLERANCE + (cuts ? n / 16.0 * 0x1p-24 : 0.0);
 }
 
 // x is [m, k] of `capacity` rows, a weight [n, k], dout [m, n].
@@ -103,10 +114,10 @@ vector<float> live_part(const string& what, const Buffer<T>& buffer, size_t n) {
   return values;
 }
 
-// The same bits as the first time that this was computed, under whatever schedule.
+// The same bits as the first time that this was computed with the same kind of sums, under whatever schedule.
 void repeats(const string& what, const vector<float>& values) {
   static std::map<string, vector<float>> first;
-  const auto entry = first.emplace(what, values).first;
+  const auto entry = first.emplace(what + (truncates() ? ", truncated" : ""), values).first;
   testing::same_bits((what + " again").c_str(), values, entry->second);
 }
 
@@ -261,9 +272,11 @@ class Problem {
                     ROWS_TOKENS, shape_.n, shape_.k);
     for (int part = 0; part < shape_.n_parts; ++part) {
       const string number = std::to_string(part);
-      compare(what("gemm_wgrad", "dweight " + number), dweights[part], sums_wgrad(part), SUM_TOLERANCE);
-      if (dbias(part))
-        compare(what("gemm_wgrad", "dbias " + number), dbiases[part], sums_bias(part), SUM_TOLERANCE);
+      const double tolerance = sum_tolerance<Engine>(shape_.m);
+      compare(what("gemm_wgrad", "dweight " + number), dweights[part], sums_wgrad(part), tolerance);
+      if (dbias(part)) {
+        compare(what("gemm_wgrad", "dbias " + number), dbiases[part], sums_bias(part), tolerance);
+      }
     }
     for (int i = 0; i < n_tiles; ++i) testing::check(counters[i] == 0, "a counter is zero again");
   }
@@ -326,8 +339,9 @@ class Problem {
 
 template <class Engine>
 void check_shapes(const vector<Shape>& shapes) {
+  if (truncates() && !Engine::TENSOR_CORES) return;  // nothing in them would be different
   for (const Shape& shape : shapes) {
-    if (Engine::VECTORS && (shape.n % 8 != 0 || shape.k % 8 != 0)) continue;
+    if (Engine::TENSOR_CORES && (shape.n % 8 != 0 || shape.k % 8 != 0)) continue;
     Problem<Engine>(shape).check_all();
   }
 }
@@ -428,7 +442,7 @@ int main() {
   check_empty<Bf16Small>();
   check_empty<Bf16Large>();
   // m, n, k, parts, capacity, slices
-  check_engines({
+  const vector<Shape> shapes = {
       {1, 3, 8, 1, 1, 1},
       {7, 64, 80, 3, 70, 2},
       {129, 80, 96, 2, 200, 3},
@@ -438,8 +452,10 @@ int main() {
       {65, 8, 136, 3, 300, 2},
       {7, 3, 5, 2, 9, 4},
       {200, 64, 72, 1, 520, 16},
-  });
-  testing::for_each_schedule([] {
+  };
+  check_engines(shapes);
+  testing::with_truncated_sums([&] { check_engines(shapes); });
+  testing::for_each_schedule_and_sum([] {
     check_engines({
         {7, 3, 21, 2, 70, 2},
         {100, 72, 136, 3, 140, 3},

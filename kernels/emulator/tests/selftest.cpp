@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "testing.h"
+#include "tests/mma_sums.h"
 #include "tests/planted.h"
 
 extern "C" __global__ void copy_vectors(const float* from, float* to, int stride);
@@ -190,7 +191,7 @@ void check_sound(const Variant& variant) {
   std::string first;
   for (int deferred = 0; deferred < 2; ++deferred) {
     for (int policy = 0; policy < 4; ++policy) {
-      testing::under_schedule("checked", {policy, deferred, 3, 1, 1}, [&] {
+      testing::under_schedule("checked", {policy, deferred, 3, 1, 1, 0}, [&] {
         const Outcome outcome = variant.run();
         if (first.empty()) first = outcome.error;
         const bool found = expected.checks && contains(outcome.error, expected.checks);
@@ -273,7 +274,7 @@ void check_interface() {
 void check_repeatable() {
   EmulatorCounts counts[2];
   for (auto& run : counts) {
-    testing::under_schedule("random priorities", {3, 1, 11, 1, 0}, [&] {
+    testing::under_schedule("random priorities", {3, 1, 11, 1, 0, 0}, [&] {
       Buffer<float> from(testing::random(600, 1)), to(600);
       run = testing::counted_launch(&standardize_none, "standardize_none", 2, 128, 304 * 4, from.data(),
                                     to.data(), 300);
@@ -282,7 +283,7 @@ void check_repeatable() {
   testing::check(counts[0].switches == counts[1].switches && counts[0].switches > 0, "repeatable");
   for (const Variant& variant : variants()) {
     if (expectation(variant.name)) continue;
-    testing::under_schedule("two OS threads", {3, 1, 1, 2, 0},
+    testing::under_schedule("two OS threads", {3, 1, 1, 2, 0, 0},
                             [&] { testing::check(variant.run().right, variant.name.c_str()); });
   }
 }
@@ -312,6 +313,8 @@ int main(int n_arguments, char** arguments) {
   }
   if (n_arguments > 1) return 0;
   check_interface();
+  testing::check_chosen_sums();
+  testing::check_random_sums();
 #if !defined(__SANITIZE_ADDRESS__) && !defined(EMULATOR_TSAN)
   check_counts();
   check_product_counts();

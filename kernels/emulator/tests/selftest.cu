@@ -225,3 +225,28 @@ extern "C" __global__ void write_strided(float* out, int stride) {
   if (threadIdx.x == 0) out[0] = words[0];
 }
 EXPORT_KERNEL(write_strided)
+
+// One warp: d += a b by a single mma, all in rows, [16, 16] by [16, 8].
+extern "C" __global__ void multiply_once(const bf16* a, const bf16* b, float* d) {
+  const int row = threadIdx.x / 4, column = threadIdx.x % 4 * 2;
+  const auto pair = [](const bf16* first, const bf16* second) {
+    uint16_t low, high;
+    memcpy(&low, first, sizeof low);
+    memcpy(&high, second, sizeof high);
+    return low | static_cast<uint32_t>(high) << 16;
+  };
+  uint32_t of_a[4], of_b[2];
+  float sums[4];
+  for (int i = 0; i < 4; ++i) {
+    const bf16* from = a + (row + i % 2 * 8) * 16 + column + i / 2 * 8;
+    of_a[i] = pair(from, from + 1);
+    sums[i] = d[(row + i / 2 * 8) * 8 + column + i % 2];
+  }
+  for (int i = 0; i < 2; ++i) {
+    const bf16* from = b + (column + i * 8) * 8 + row;
+    of_b[i] = pair(from, from + 8);
+  }
+  ptx::mma_m16n8k16_bf16(sums, of_a, of_b[0], of_b[1]);
+  for (int i = 0; i < 4; ++i) d[(row + i / 2 * 8) * 8 + column + i % 2] = sums[i];
+}
+EXPORT_KERNEL(multiply_once)

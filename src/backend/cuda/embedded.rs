@@ -2,6 +2,8 @@
 //!
 //! `build.rs` writes the list. It is empty where nvcc was not found.
 
+use std::collections::BTreeSet;
+
 include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 
 /// A file of `kernels/`, compiled.
@@ -23,6 +25,12 @@ struct Aligned<const N: usize>([u8; N]);
 /// What is embedded, by name.
 pub fn kernels() -> &'static [EmbeddedFile] {
     FILES
+}
+
+/// The symbols of all kernels that are embedded.
+pub fn kernel_names() -> BTreeSet<String> {
+    let resources = FILES.iter().flat_map(EmbeddedFile::resources);
+    resources.map(|resources| resources.kernel).collect()
 }
 
 /// The CUDA release whose nvcc compiled the kernels, as (13, 0); none where there was no nvcc.

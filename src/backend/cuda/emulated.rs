@@ -28,11 +28,14 @@ pub struct Schedule {
     pub order: Order,
     /// Whether asynchronous copies happen as late as is legal, else as early.
     pub deferred: bool,
+    /// Whether products on tensor cores cut off, as theirs do, the bits that their sums have no room for; else they
+    /// are rounded.
+    pub truncated: bool,
 }
 
 impl Default for Schedule {
     fn default() -> Self {
-        Schedule { order: Order::Fifo, deferred: false }
+        Schedule { order: Order::Fifo, deferred: false, truncated: false }
     }
 }
 
@@ -43,6 +46,7 @@ struct Options {
     seed: u64,
     os_threads: c_int,
     check_blocks: c_int,
+    truncate_mma: c_int,
 }
 
 unsafe extern "C" {
@@ -70,10 +74,26 @@ enum Recorded {
     Fill { to: u64, byte: u8, n_bytes: usize },
 }
 
+/// A fault that the emulator makes on purpose, for tests of what should find it.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// After each launch of this kernel,
+    pub kernel: String,
+    /// in the matrix at the address that is its argument of this number, from 0 and without the step's state,
+    pub argument: usize,
+    /// the bytes of the element of this number
+    pub element: usize,
+    /// are set to these.
+    pub bytes: Vec<u8>,
+}
+
 /// A device in this process's memory.
 #[derive(Debug, Default)]
 pub struct Emulator {
     schedule: Schedule,
+    /// Multiprocessors that it says it has; None for [`N_PROCESSORS`].
+    n_processors: Option<u32>,
+    fault: Option<Fault>,
     blocks: HashMap<u64, HostLayout>,
     marks: Vec<Instant>,
     /// What was started since recording began, while it lasts.
@@ -102,6 +122,33 @@ impl Emulator {
     pub fn checking_races(mut self) -> Self {
         self.checks_races = true;
         self
+    }
+
+    /// Says that it has so many multiprocessors, which decide how kernels cut their work.
+    pub fn with_processors(mut self, n: u32) -> Self {
+        self.n_processors = Some(n);
+        self
+    }
+
+    /// Makes a fault after each launch of a kernel; None for no more faults.
+    pub fn set_fault(&mut self, fault: Option<Fault>) {
+        self.fault = fault;
+    }
+
+    /// Makes the fault of a kernel that has just run.
+    fn spoil(&mut self, launch: &Launch) -> Result<()> {
+        let Some(planned) = self.fault.take_if(|fault| fault.kernel == launch.kernel) else {
+            return Ok(());
+        };
+        // The state's address goes before all other arguments.
+        let argument = launch.args.get(planned.argument + 1);
+        let Some(Arg::Address(address)) = argument else {
+            return Err(fault(&format!("{planned:?}: {argument:?} is no address")));
+        };
+        let to = address + (planned.element * planned.bytes.len()) as u64;
+        self.upload(&planned.bytes, to)?;
+        self.fault = Some(planned);
+        Ok(())
     }
 
     /// Graphs that are held.
@@ -146,7 +193,7 @@ impl Device for Emulator {
     }
 
     fn n_processors(&self) -> u32 {
-        N_PROCESSORS
+        self.n_processors.unwrap_or(N_PROCESSORS)
     }
 
     fn free_bytes(&self) -> Result<Option<usize>> {
@@ -238,6 +285,7 @@ impl Device for Emulator {
             seed,
             os_threads: 1,
             check_blocks: c_int::from(self.checks_races),
+            truncate_mma: c_int::from(self.schedule.truncated),
         };
         let block = [launch.block, 1, 1];
         let mut counts = self.counts.as_ref().map(|_| LaunchCounts::default());
@@ -264,7 +312,7 @@ impl Device for Emulator {
         if let (Some(all), Some(counts)) = (&mut self.counts, counts) {
             all.push(counts);
         }
-        Ok(())
+        self.spoil(launch)
     }
 
     fn begin_counting(&mut self) {

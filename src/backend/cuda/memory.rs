@@ -47,6 +47,17 @@ pub(super) struct Memory {
 }
 
 impl Memory {
+    /// Forgets everything; whoever asks is to release what lies at these addresses.
+    pub fn take_addresses(&mut self) -> Vec<u64> {
+        let Memory { params, arena, prefix } = std::mem::take(self);
+        let of_param = |param: Param| {
+            let Param { value, master, gradient, gradient_sum, moment1, moment2, .. } = param;
+            [Some(value), master, gradient, gradient_sum, moment1, moment2]
+        };
+        let blocks = params.into_values().flat_map(of_param).chain([arena, prefix]);
+        blocks.flatten().map(|block| block.address).collect()
+    }
+
     /// Bytes that [`Memory::make_room`] would allocate.
     pub fn missing_bytes(&self, plan: &Plan, layout: &Layout) -> usize {
         let missing = |buf: BufId| {

@@ -14,6 +14,7 @@ mod inputs;
 mod launch;
 mod memory;
 pub mod occupancy;
+mod open;
 mod tiles;
 
 use std::sync::Arc;
@@ -26,6 +27,9 @@ pub use self::device::{Arg, Device, Graph, Launch, Mark};
 pub use self::driver::CudaDevice;
 use self::launch::{Context, Needs, Places, Stage};
 use self::memory::{Addresses, Block, Memory};
+#[cfg(feature = "emulator")]
+pub use self::open::emulator;
+pub use self::open::{HAS_EMULATOR, check_gpu, gpu, no_emulator, on_emulator, on_gpu};
 use super::host::refuse_if_short;
 use super::{Backend, Bound, KernelLaunch, PrefixRows, StepState, StepTimes, Timing};
 use crate::Result;
@@ -79,6 +83,29 @@ impl<D: Device> CudaBackend<D> {
     /// The device.
     pub fn device(&mut self) -> &mut D {
         &mut self.device
+    }
+
+    /// Gives back all memory, and forgets parameters and bound plans: as new, on a device that stays open.
+    /// `use_graphs` is as in [`CudaBackend::new`].
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn clear(&mut self, use_graphs: bool) -> Result<()> {
+        self.forget_recordings()?;
+        self.device.synchronize()?;
+        let blocks = [self.scratch.take(), self.counters.take()].into_iter().flatten();
+        for address in blocks.map(|block| block.address).chain(self.memory.take_addresses()) {
+            self.device.release(address);
+        }
+        for BoundPlan { places, .. } in self.bound.drain(..) {
+            for address in places.tables.into_iter().chain([places.inputs]) {
+                self.device.release(address);
+            }
+        }
+        self.use_graphs = use_graphs && self.device.has_graphs();
+        self.staged = None;
+        self.live = (0, 0);
+        Ok(())
     }
 
     /// Copies batch and state to the device.
@@ -417,64 +444,4 @@ impl<D: Device> Backend for CudaBackend<D> {
         let n = buffer.n_elements(self.live.0, self.live.1);
         memory::read(&mut self.device, address, buffer.dtype, n)
     }
-}
-
-/// Whether the kernels can run on a GPU here.
-///
-/// # Errors
-/// What is missing, and its cure.
-pub fn check_gpu() -> Result<()> {
-    driver::probe(0).map(|_| ())
-}
-
-/// The backend on the first GPU.
-///
-/// # Errors
-/// As [`check_gpu`].
-pub fn gpu(use_graphs: bool) -> Result<CudaBackend<CudaDevice>> {
-    Ok(CudaBackend::new(CudaDevice::open(0)?, "cuda", use_graphs))
-}
-
-/// The backend on the emulator.
-#[cfg(feature = "emulator")]
-pub fn emulator(use_graphs: bool) -> CudaBackend<emulated::Emulator> {
-    CudaBackend::new(emulated::Emulator::default(), "emulated", use_graphs)
-}
-
-/// Whether the emulator is built in.
-pub const HAS_EMULATOR: bool = cfg!(feature = "emulator");
-
-/// The error of a program that was built without the emulator.
-pub fn no_emulator() -> crate::Error {
-    crate::Error::Device(
-        "--device emulated: this program was built without the emulator; build it with `cargo build \
-         --release --features emulator`"
-            .into(),
-    )
-}
-
-/// The kernels on the first GPU.
-///
-/// # Errors
-/// As [`check_gpu`].
-pub fn on_gpu(use_graphs: bool) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(gpu(use_graphs)?))
-}
-
-/// The kernels on the emulator.
-///
-/// # Errors
-/// When this program was built without it.
-#[cfg(feature = "emulator")]
-pub fn on_emulator(use_graphs: bool) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(emulator(use_graphs)))
-}
-
-/// The kernels on the emulator.
-///
-/// # Errors
-/// Always: this program was built without it.
-#[cfg(not(feature = "emulator"))]
-pub fn on_emulator(_use_graphs: bool) -> Result<Box<dyn Backend>> {
-    Err(no_emulator())
 }

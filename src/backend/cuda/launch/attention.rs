@@ -1,11 +1,11 @@
 //! Attention: on tensor cores where type and head size allow, else by the plain kernels.
 
 use super::{Arg, Context, Derived};
-use crate::Result;
 use crate::backend::cuda::tiles::{TILE_TOKENS, max_blocks, max_tiles};
 use crate::plan::BufId;
 use crate::plan::op::Dropout;
 use crate::tensor::DType;
+use crate::{Error, Result};
 
 /// Threads of a block of the plain kernels, and the rows they take.
 const PLAIN_THREADS: u32 = 128;
@@ -83,23 +83,31 @@ pub(super) struct Saved {
 
 impl Shape {
     /// The shape of an attention whose queries are `q`.
+    ///
+    /// # Errors
+    /// Heads of a size that no kernel takes.
     pub fn new(
         cx: &Context,
         q: BufId,
         cu_seqlens: BufId,
         n_heads: usize,
         dropout: Option<Dropout>,
-    ) -> Self {
+    ) -> Result<Self> {
         let head_size = cx.cols(q) / n_heads;
-        assert!(head_size.is_multiple_of(8) && head_size <= 128, "heads of {head_size}");
-        Shape {
+        if !head_size.is_multiple_of(8) || head_size > 128 {
+            return Err(Error::Run(format!(
+                "the model has heads of {head_size} values; on a GPU they are multiples of 8 up to 128, \
+                 --device cpu takes any"
+            )));
+        }
+        Ok(Shape {
             cu_seqlens,
             n_heads,
             head_size,
             dropout: cx.dropout(dropout),
             suffix: cx.suffix(q),
             uses_tensor_cores: cx.dtype(q) == DType::Bf16 && matches!(head_size, 32 | 64),
-        }
+        })
     }
 
     /// Heads and head size as the plain kernels are told them.

@@ -295,7 +295,7 @@ fn dispatch(cx: &mut Context, op: &Op) -> Result<()> {
         }
         Op::TanhFwd { x, out } => elementwise::tanh_fwd(cx, *x, *out),
         Op::AttentionFwd { q, k, v, cu_seqlens, n_heads, dropout, out, lse } => {
-            let shape = attention::Shape::new(cx, *q, *cu_seqlens, *n_heads, *dropout);
+            let shape = attention::Shape::new(cx, *q, *cu_seqlens, *n_heads, *dropout)?;
             attention::attention_fwd(cx, &shape, [*q, *k, *v], *out, *lse)
         }
         Op::PoolFwd { x, cu_seqlens, pooling, out } => {
@@ -342,7 +342,7 @@ fn dispatch(cx: &mut Context, op: &Op) -> Result<()> {
             rows::layernorm_bwd(cx, &saved, dx, NormDparams { dgamma: *dgamma, dbeta: *dbeta })
         }
         Op::AttentionBwd { dout, lse, q, k, v, cu_seqlens, n_heads, dropout, dq, dk, dv } => {
-            let shape = attention::Shape::new(cx, *q, *cu_seqlens, *n_heads, *dropout);
+            let shape = attention::Shape::new(cx, *q, *cu_seqlens, *n_heads, *dropout)?;
             let saved = attention::Saved { dout: *dout, lse: *lse, qkv: [*q, *k, *v] };
             attention::attention_bwd(cx, &shape, &saved, [*dq, *dk, *dv])
         }

@@ -1,0 +1,71 @@
+//! What `benches/gpu.sh` needs beside the `frostline` command: a network to hold devices against each other with, the
+//! comparison of what they computed, and single ops at the shapes of real layers.
+//!
+//! ```text
+//! gpu model DIR [--tiny]                       writes a model folder and DIR/batch.safetensors, all random
+//! gpu compare EXPECTED FOUND --tolerance T     holds two dumps of `frostline step` against each other
+//! gpu shapes DIR --device cuda|emulated        times products and attentions; operands and results go to DIR
+//! ```
+
+mod parity;
+mod shapes;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use frostline::Result;
+
+#[derive(Parser)]
+enum Command {
+    /// Write a network of two layers of BERT-base with random weights, and a batch for `frostline step`
+    Model {
+        dir: PathBuf,
+        /// Layers of 64 values, for the emulator
+        #[arg(long)]
+        tiny: bool,
+    },
+    /// Hold two dumps of `frostline step` against each other, tensor by tensor
+    Compare {
+        expected: PathBuf,
+        found: PathBuf,
+        /// What a tensor may differ by, as a share of its norm
+        #[arg(long)]
+        tolerance: f64,
+    },
+    /// Time the products and attentions of BERT-base, and write their operands and results for shapes.py
+    Shapes {
+        dir: PathBuf,
+        #[arg(long, value_enum)]
+        device: Device,
+    },
+}
+
+/// Where ops run; the emulator takes small shapes.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Device {
+    Cuda,
+    Emulated,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("gpu: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Whether all that was compared agrees.
+fn run() -> Result<bool> {
+    match Command::parse() {
+        Command::Model { dir, tiny } => parity::write_model(&dir, tiny).map(|()| true),
+        Command::Compare { expected, found, tolerance } => {
+            parity::compare(&expected, &found, tolerance)
+        }
+        Command::Shapes { dir, device } => shapes::run(&dir, device).map(|()| true),
+    }
+}
