@@ -13,7 +13,7 @@
 # OUT [DIR/results] gets summary-PART.txt, written as it goes, and PART.tar.gz with all documents and logs, packed anew
 # after every step: it is there whatever ends the run. Each step goes on where another fails. PyTorch beside it needs a
 # python3 with torch, transformers and safetensors, the sanitizers and counters compute-sanitizer and ncu on PATH.
-# Exit status: 0 all checks passed, 1 one failed, 3 no usable GPU, 2 usage.
+# Exit status: 0 no check failed, 1 one did, or did not end in time, 3 no usable GPU, 2 usage.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -95,7 +95,10 @@ step() {
     last=$(tail -n 1 "$work/results/$name.log" 2>/dev/null | cut -c1-200)
     case $status in
         0) note "$name" done $((SECONDS - start)) ;;
-        124 | 137) note "$name" "timed out" $((SECONDS - start)) "after $limit s" ;;
+        124 | 137)
+            note "$name" "timed out" $((SECONDS - start)) "after $limit s"
+            [ "$kind" = check ] && has_failed=1
+            ;;
         *)
             note "$name" FAILED $((SECONDS - start)) "exit status $status: $last"
             [ "$kind" = check ] && has_failed=1
@@ -238,7 +241,7 @@ run() {
     choose_workloads
     "part_$part"
     [ $? = 3 ] && exit 3
-    note "part $part" done $((SECONDS - begun)) "$( ((has_failed)) && echo "a check failed")"
+    note "part $part" done $((SECONDS - begun)) "$( ((has_failed)) && echo "a check failed, or did not end")"
     exit "$has_failed"
 }
 

@@ -5,14 +5,14 @@
 //! learning rates are functions of seed and step, so that they need no place here.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::model::folder::{TrainedModel, write_model};
+use crate::files::manifest::{MANIFEST, Manifest, Owned};
+use crate::model::folder::{TrainedModel, WRITTEN_NAMES, write_model};
 use crate::model::weights::{self, NamedTensor, SINGLE_FILE, WeightFile};
 use crate::model::{Network, ParamId};
 use crate::session::Session;
@@ -44,7 +44,7 @@ pub struct Restored {
     pub start: Start,
 }
 
-/// The checkpoints in `output` with their steps, newest first.
+/// The checkpoints in `output` with their steps, newest first. What has lost its record, or never had one, is none.
 ///
 /// # Errors
 /// A folder that cannot be read; one that is not there has none.
@@ -53,22 +53,42 @@ pub fn list(output: &Path) -> Result<Vec<(u64, PathBuf)>> {
         return Ok(Vec::new());
     }
     let checkpoint = |name: String| {
-        let step = name.strip_prefix(PREFIX)?.parse().ok()?;
+        let number = number_of(&name)?;
         let path = output.join(name);
-        path.is_dir().then_some((step, path))
+        path.join(RECORD).is_file().then_some((number, path))
     };
-    let mut found: Vec<(u64, PathBuf)> =
+    let mut found: Vec<((u64, u64), PathBuf)> =
         files::names(output)?.into_iter().filter_map(checkpoint).collect();
     found.sort_by(|a, b| b.cmp(a));
-    Ok(found)
+    Ok(found.into_iter().map(|((step, _), path)| (step, path)).collect())
 }
 
-/// Whether a name in an output folder is that of a checkpoint, or of one that was never finished.
-pub fn is_checkpoint_name(name: &str) -> bool {
-    name.starts_with(PREFIX) || name.starts_with(UNFINISHED)
+/// The step in a checkpoint's name, and which of that step it is: `checkpoint-30` is the first, `checkpoint-30.2` the
+/// second, whose step was done again while the first could not be replaced.
+fn number_of(name: &str) -> Option<(u64, u64)> {
+    let rest = name.strip_prefix(PREFIX)?;
+    match rest.split_once('.') {
+        None => Some((rest.parse().ok()?, 1)),
+        Some((step, nth)) => Some((step.parse().ok()?, nth.parse().ok()?)),
+    }
 }
 
-/// Removes all checkpoints in `output`.
+/// The name of a checkpoint with such numbers.
+fn name_of(step: u64, nth: u64) -> String {
+    if nth == 1 { format!("{PREFIX}{step}") } else { format!("{PREFIX}{step}.{nth}") }
+}
+
+/// The files of a checkpoint that are ours.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn owned(folder: &Path) -> Result<Owned> {
+    // Older versions made no lists.
+    let own = [WRITTEN_NAMES, &[OPTIMIZER, BEST, SETTINGS, RECORD]].concat();
+    Owned::of(folder, if folder.join(RECORD).is_file() { &own } else { &[] })
+}
+
+/// Removes all checkpoints in `output`, and leaves what others have put into them.
 ///
 /// # Errors
 /// A folder that cannot be read or removed.
@@ -77,7 +97,8 @@ pub fn remove_all(output: &Path) -> Result<()> {
     list(output)?.iter().try_for_each(|(_, folder)| remove(folder))
 }
 
-/// Removes what killed runs left behind.
+/// Removes what killed runs left behind: folders that had no name yet under which anybody could find them, and what is
+/// left of checkpoints that were being removed.
 ///
 /// # Errors
 /// As [`remove_all`].
@@ -87,7 +108,14 @@ pub fn remove_unfinished(output: &Path) -> Result<()> {
     }
     let names = files::names(output)?;
     let unfinished = names.iter().filter(|name| name.starts_with(UNFINISHED));
-    unfinished.map(|name| output.join(name)).try_for_each(|folder| remove(&folder))
+    unfinished.map(|name| output.join(name)).try_for_each(|folder| {
+        std::fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))
+    })?;
+    let is_half =
+        |folder: &PathBuf| folder.join(MANIFEST).is_file() && !folder.join(RECORD).is_file();
+    let checkpoints = names.iter().filter(|name| number_of(name).is_some());
+    let half = checkpoints.map(|name| output.join(name)).filter(is_half);
+    half.into_iter().try_for_each(|folder| remove(&folder))
 }
 
 /// Removes all checkpoints but the `limit` newest.
@@ -98,13 +126,9 @@ pub fn keep_newest(output: &Path, limit: usize) -> Result<()> {
     list(output)?.iter().skip(limit).try_for_each(|(_, folder)| remove(folder))
 }
 
-/// Takes the name away first: half a checkpoint is never seen under it.
+/// The record goes first: half a checkpoint is never taken for one.
 fn remove(folder: &Path) -> Result<()> {
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let unnamed = folder.with_file_name(format!("{UNFINISHED}removed-{name}"));
-    std::fs::rename(folder, &unnamed)
-        .and_then(|()| std::fs::remove_dir_all(&unnamed))
-        .map_err(|e| Error::io(folder, e))
+    files::remove_owned(folder, &owned(folder)?, RECORD)
 }
 
 /// Writes the checkpoint of a snapshot into `output`, which is made if it is not there; `model` holds the snapshot's
@@ -150,17 +174,35 @@ pub fn write(
     let record = serde_json::to_vec(&record)
         .map_err(|e| Error::content(folder.join(RECORD), e.to_string()))?;
     files::write_atomically(&folder.join(RECORD), &record)?;
-    sync_all(folder)?;
-    let target = output.join(format!("{PREFIX}{}", snapshot.progress.n_steps));
-    if target.exists() {
-        // Of a run before this one, or damaged: the step was done again.
-        remove(&target)?;
+    let list = Manifest::of(folder)?;
+    let (target, is_new) = place_for(output, snapshot.progress.n_steps, &list)?;
+    if is_new {
+        list.write(folder)?;
+        files::sync_all(folder)?;
+        std::fs::rename(folder, &target).map_err(|e| Error::io(&target, e))?;
+        // The folder has left its temporary name: nothing is to be removed.
+        let _ = beside.keep();
+    } else {
+        files::switch(folder, &list, &target, &owned(&target)?, RECORD)?;
     }
-    std::fs::rename(folder, &target).map_err(|e| Error::io(&target, e))?;
-    // The folder has left its temporary name: nothing is to be removed.
-    let _ = beside.keep();
-    sync(output)?;
+    files::sync(output)?;
     Ok(target)
+}
+
+/// Where the checkpoint of a step goes, and whether nothing is there yet. What an earlier run left of this step, or
+/// others beside it, can be replaced or stay; where somebody has edited it, the checkpoint gets a name of its own.
+fn place_for(output: &Path, step: u64, list: &Manifest) -> Result<(PathBuf, bool)> {
+    let mut nth = 1;
+    loop {
+        let target = output.join(name_of(step, nth));
+        if !target.exists() {
+            return Ok((target, true));
+        }
+        if files::conflicts(list, &target, &owned(&target)?).is_empty() {
+            return Ok((target, false));
+        }
+        nth += 1;
+    }
 }
 
 /// Moments of what trained, and its values where the model's file holds rounded ones.
@@ -187,19 +229,6 @@ fn moments(
 fn named(network: &Network, prefix: &str, id: ParamId, values: &[f32]) -> NamedTensor {
     let param = network.param(id);
     NamedTensor::f32(format!("{prefix}{}", param.name), param.shape.clone(), values)
-}
-
-/// Puts a folder's files, and the folder itself, on disk.
-fn sync_all(folder: &Path) -> Result<()> {
-    for name in files::names(folder)? {
-        let path = folder.join(name);
-        if path.is_dir() { sync_all(&path)? } else { sync(&path)? }
-    }
-    sync(folder)
-}
-
-fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(|e| Error::io(path, e))
 }
 
 /// The newest checkpoint in `output` that is whole; `warn` is told of those that are passed over. None where there

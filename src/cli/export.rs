@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{model_folder, output_folder, print, print_json};
+use super::output_folder::{Existing, OutputFolder};
+use super::{model_folder, print, print_json};
 use crate::Result;
 use crate::model::export::{Exported, export};
 use crate::model::hub::Need;
@@ -33,10 +34,11 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    output_folder::check(&args.output, args.overwrite)?;
+    let existing = if args.overwrite { Existing::Overwrite } else { Existing::Refuse };
+    let output = OutputFolder::open(&args.output, existing, &[("--model", args.model.clone())])?;
     let model = model_folder::open("--model", &args.model, Need::All)?;
     let mut exported = Exported::SentenceTransformer;
-    output_folder::place(&args.output, |dir| {
+    output.place(|dir| {
         exported = export(dir, &model, args.head.as_deref())?;
         Ok(())
     })?;

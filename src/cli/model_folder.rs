@@ -4,10 +4,11 @@ use std::path::Path;
 
 use indicatif::{HumanBytes, ProgressBar};
 
-use super::progress;
-use crate::Result;
+use super::{output_folder, progress};
 use crate::model::ModelFolder;
+use crate::model::folder::CONFIG;
 use crate::model::hub::{self, Event, Name, Need};
+use crate::{Error, Result};
 
 /// Opens the folder `model`; where there is none and `model` may be a name on the hub, the model of that name, with
 /// what is needed of it.
@@ -19,7 +20,12 @@ pub fn open(option: &str, model: &Path, need: Need) -> Result<ModelFolder> {
         true => None,
         false => model.to_str().and_then(Name::parse),
     };
-    let Some(name) = name else { return ModelFolder::open(model) };
+    let Some(name) = name else {
+        return match (model.join(CONFIG).is_file(), output_folder::unplaced_hint(model)) {
+            (false, Some(hint)) => Err(Error::content(model, format!("{option}: {hint}"))),
+            _ => ModelFolder::open(model),
+        };
+    };
     let mut bar = ProgressBar::hidden();
     let snapshot = hub::find(option, &name, need, &mut |event| match event {
         Event::Begins { url, n_bytes } => {

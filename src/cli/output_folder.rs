@@ -1,118 +1,232 @@
-//! Model folders that commands write: whole or not at all.
+//! Folders that commands write: a model whole or not at all, and nothing of anybody else's replaced.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use super::args::check_parent;
-use crate::checkpoint::is_checkpoint_name;
+use crate::checkpoint;
+use crate::files::lock::FolderLock;
+use crate::files::manifest::{Manifest, NEXT, Owned};
+use crate::model::folder::{CONFIG, WRITTEN_NAMES};
 use crate::{Error, Result, files};
 
-/// Refuses, before any work, an output that could not be put in its place later.
-///
-/// # Errors
-/// A file, a folder of other things, a model folder without `overwrite`, a place that cannot be written.
-pub fn check(output: &Path, overwrite: bool) -> Result<()> {
-    check_parent("--output", output)?;
-    if output.is_file() {
-        return Err(Error::content(output, "--output: is a file, not a folder"));
-    }
-    if output.exists() {
-        check_replaceable(output, overwrite)?;
-    }
-    // Only to know early that it can be written: what is interrupted leaves nothing.
-    beside(output).map(drop)
+/// What lies beside the output while its contents are made: `.frostline-NAME-`, and random letters.
+const BESIDE: &str = ".frostline-";
+
+/// An output folder that this run alone writes into.
+pub struct OutputFolder {
+    /// As it was typed.
+    typed: PathBuf,
+    /// With links and `..` resolved, but for its own name.
+    path: PathBuf,
+    _lock: FolderLock,
 }
 
-/// Refuses to replace a folder that is no model folder, and a model folder unless asked to.
-fn check_replaceable(folder: &Path, overwrite: bool) -> Result<()> {
-    let names = files::names(folder)?;
-    if names.is_empty() {
-        return Ok(());
-    }
-    let has_checkpoints = names.iter().any(|name| is_checkpoint_name(name));
-    let has_others = names.iter().any(|name| !is_checkpoint_name(name));
-    // What was cut off while it was put in place has no config.json, but always checkpoints.
-    if has_others && !has_checkpoints && !folder.join("config.json").is_file() {
-        let problem = "--output: holds files and no model (no config.json), name another folder";
-        return Err(Error::content(folder, problem));
-    }
-    if !overwrite {
-        let cure = if has_checkpoints {
-            "--overwrite, or --resume to go on from its checkpoints"
-        } else {
-            "--overwrite"
+/// Whether what is there may be replaced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Nothing of an earlier run.
+    Refuse,
+    /// An earlier run's model and checkpoints.
+    Overwrite,
+    /// An earlier run's model; the run goes on from its checkpoints.
+    Resume,
+}
+
+impl OutputFolder {
+    /// Takes the folder that `--output` names, before any work. `inputs` are files and folders that the run reads, each
+    /// with the option that names it.
+    ///
+    /// # Errors
+    /// A file in its place, a place that cannot be written, another run in it; an earlier model that is not to be
+    /// replaced; files under the names that the run needs that are not ours; something of ours that the run reads.
+    pub fn open(typed: &Path, existing: Existing, inputs: &[(&str, PathBuf)]) -> Result<Self> {
+        check_parent("--output", typed)?;
+        if typed.exists() && !typed.is_dir() {
+            return Err(Error::content(typed, "--output: is a file, not a folder"));
+        }
+        let (parent, name) = place_of(typed)?;
+        let cannot = |error: &dyn std::fmt::Display| {
+            let parent = parent.display();
+            Error::content(typed, format!("--output: cannot be written to {parent}: {error}"))
         };
-        return Err(Error::usage(format!(
-            "--output {}: is there already, name another or add {cure}",
-            folder.display()
-        )));
+        let lock = FolderLock::take(&parent, &name).map_err(|error| match error {
+            Error::Io { source, .. } => cannot(&source.kind()),
+            other => other,
+        })?;
+        let path = parent.join(&name);
+        let folder = OutputFolder { typed: typed.to_owned(), path, _lock: lock };
+        folder.tell_of_unplaced(&parent, &name)?;
+        if folder.path.is_dir() {
+            folder.check_contents(existing, inputs)?;
+        }
+        Ok(folder)
     }
-    Ok(())
-}
 
-/// A temporary folder beside the output.
-fn beside(output: &Path) -> Result<TempDir> {
-    if output.file_name().is_none() {
-        return Err(Error::content(output, "--output: is no name for a new folder"));
+    fn check_contents(&self, existing: Existing, inputs: &[(&str, PathBuf)]) -> Result<()> {
+        let owned = self.owned()?;
+        let checkpoints = checkpoint::list(&self.path)?;
+        let is_ours = owned.contains(CONFIG) || !checkpoints.is_empty();
+        let is_there = |name: &&&str| self.path.join(name).symlink_metadata().is_ok();
+        let foreign: Vec<&str> = (WRITTEN_NAMES.iter().filter(is_there))
+            .filter(|name| !owned.contains(name))
+            .copied()
+            .collect();
+        if !foreign.is_empty() {
+            let files = foreign.join(", ");
+            let problem = format!(
+                "--output: holds {files}, which no run of frostline wrote, or which was edited since: move that, or \
+                 name another folder"
+            );
+            return Err(Error::content(&self.typed, problem));
+        }
+        if is_ours && existing == Existing::Refuse {
+            let cure = match checkpoints.is_empty() {
+                true => "--overwrite",
+                false => "--overwrite, or --resume to go on from its checkpoints",
+            };
+            return Err(Error::usage(format!(
+                "--output {}: is there already, name another or add {cure}",
+                self.typed.display()
+            )));
+        }
+        let mut replaced: Vec<PathBuf> = owned.paths().map(|path| self.path.join(path)).collect();
+        for (_, folder) in &checkpoints {
+            let own = checkpoint::owned(folder)?;
+            replaced.extend(own.paths().map(|path| folder.join(path)));
+        }
+        refuse_read(&self.typed, &replaced, inputs)
     }
-    let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
-    tempfile::Builder::new()
-        .prefix(".frostline-")
-        .permissions(files::folder_permissions())
-        .tempdir_in(parent)
-        .map_err(|e| {
-            let problem =
-                format!("--output: cannot be written to {}: {}", parent.display(), e.kind());
-            Error::content(output, problem)
+
+    /// The files in the folder that are ours: by its list, or by their names where an older version, which made no
+    /// lists, wrote a model.
+    fn owned(&self) -> Result<Owned> {
+        let is_model =
+            self.path.join(CONFIG).is_file() && self.path.join("frostline.json").is_file();
+        Owned::of(&self.path, if is_model { WRITTEN_NAMES } else { &[] })
+    }
+
+    /// Lets `write` fill a new folder, then puts what it wrote in place of what was ours before.
+    ///
+    /// # Errors
+    /// Those of `write`, which leave the output as it was; a folder that cannot be written, which leaves the new
+    /// contents beside it.
+    pub fn place(&self, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let beside = self.beside()?;
+        let written = beside.path().join("model");
+        fs::create_dir(&written).map_err(|e| Error::io(&written, e))?;
+        write(&written)?;
+        let list = Manifest::of(&written)?;
+        // Last: what has a list is whole.
+        list.write_next(&written)?;
+        let placed = (self.owned())
+            .and_then(|owned| files::switch(&written, &list, &self.path, &owned, CONFIG));
+        placed.map_err(|error| {
+            // Hours of training must not go with the temporary folder.
+            let kept = beside.keep().join("model");
+            Error::content(&self.typed, format!("{error}; {}", self.how_to_take(&kept)))
         })
+    }
+
+    /// Adds a file to the model that was placed.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn add_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        files::add_file(&self.path, name, bytes)
+    }
+
+    fn beside(&self) -> Result<TempDir> {
+        let (parent, name) = place_of(&self.path)?;
+        tempfile::Builder::new()
+            .prefix(&format!("{BESIDE}{name}-"))
+            .permissions(files::folder_permissions())
+            .tempdir_in(&parent)
+            .map_err(|e| Error::io(&parent, e))
+    }
+
+    fn how_to_take(&self, model: &Path) -> String {
+        let (from, to) = (model.display(), self.typed.display());
+        format!("the new model is whole in {from}: `mkdir -p {to} && cp -r {from}/. {to}` takes it")
+    }
+
+    /// Says where a run lies that was ended while it put its model in place.
+    fn tell_of_unplaced(&self, parent: &Path, name: &str) -> Result<()> {
+        for model in unplaced(parent, name)? {
+            eprintln!(
+                "{}: an earlier run ended before its model was in place; {}",
+                self.typed.display(),
+                self.how_to_take(&model)
+            );
+        }
+        Ok(())
+    }
 }
 
-/// Lets `write` fill a new folder, then puts it where `output` says.
-///
-/// # Errors
-/// Those of `write`, which leave the output as it was; a folder that cannot be renamed.
-pub fn place(output: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let beside = beside(output)?;
-    let written = beside.path().join("model");
-    fs::create_dir(&written).map_err(|e| Error::io(&written, e))?;
-    write(&written)?;
-    if output.is_dir() && files::names(output)?.iter().any(|name| is_checkpoint_name(name)) {
-        return move_into(&written, output);
-    }
-    let replaced = beside.path().join("replaced");
-    let placed = match output.exists() {
-        true => fs::rename(output, &replaced),
-        false => Ok(()),
-    };
-    placed.and_then(|()| fs::rename(&written, output)).map_err(|e| {
-        // Hours of training must not go with the temporary folder.
-        let kept = beside.keep();
-        Error::content(output, format!("cannot be put in place ({e}): see {}", kept.display()))
-    })
+/// Whole models that killed runs left beside the folder called `name` in `parent`.
+fn unplaced(parent: &Path, name: &str) -> Result<Vec<PathBuf>> {
+    let prefix = format!("{BESIDE}{name}-");
+    let names = files::names(parent)?.into_iter().filter(|one| one.starts_with(&prefix));
+    let models = names.map(|one| parent.join(one).join("model"));
+    Ok(models.filter(|model| model.join(NEXT).is_file()).collect())
 }
 
-/// Replaces the model in a folder with checkpoints, which stay. Whoever is cut off here leaves no folder that looks
-/// like a model, and can go on from a checkpoint: the configuration goes first and comes last.
-fn move_into(written: &Path, output: &Path) -> Result<()> {
-    const CONFIG: &str = "config.json";
-    let by_rank = |names: Vec<String>, config_first: bool| {
-        let mut names: Vec<String> =
-            names.into_iter().filter(|name| !is_checkpoint_name(name)).collect();
-        names.sort_by_key(|name| (name == CONFIG) != config_first);
-        names
+/// What to say where a folder holds no model: where one lies that belongs there, if it does.
+pub fn unplaced_hint(folder: &Path) -> Option<String> {
+    let (parent, name) = place_of(folder).ok()?;
+    let model = unplaced(&parent, &name).ok()?.into_iter().next()?;
+    let (from, to) = (model.display(), folder.display());
+    Some(format!(
+        "a run ended before its model was in place: it is whole in {from}, `mkdir -p {to} && cp -r {from}/. {to}` \
+         takes it"
+    ))
+}
+
+/// The folder that holds a folder, links and `..` resolved, and its name in there.
+fn place_of(folder: &Path) -> Result<(PathBuf, String)> {
+    // What is there may be called `.` or `x/..`, or be a link.
+    let resolved = match folder.canonicalize() {
+        Ok(resolved) => resolved,
+        Err(_) => {
+            let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = parent.unwrap_or(Path::new("."));
+            let name = folder.file_name();
+            let name = name
+                .ok_or_else(|| Error::content(folder, "--output: is no name for a new folder"))?;
+            parent.canonicalize().map_err(|e| Error::io(parent, e))?.join(name)
+        }
     };
-    for name in by_rank(files::names(output)?, true) {
-        let path = output.join(name);
-        let is_folder = path.is_dir() && !path.is_symlink();
-        let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.map_err(|e| Error::io(&path, e))?;
+    let name = resolved.file_name().map(|name| name.to_string_lossy().into_owned());
+    match (resolved.parent(), name) {
+        (Some(parent), Some(name)) => Ok((parent.to_owned(), name)),
+        _ => Err(Error::content(folder, "--output: is no name for a folder")),
     }
-    for name in by_rank(files::names(written)?, false) {
-        let target = output.join(&name);
-        fs::rename(written.join(&name), &target).map_err(|e| Error::io(&target, e))?;
+}
+
+/// Refuses files to be replaced or removed that the run reads, under whatever name.
+fn refuse_read(output: &Path, replaced: &[PathBuf], inputs: &[(&str, PathBuf)]) -> Result<()> {
+    for (option, input) in inputs {
+        let read = match input.is_dir() {
+            true => {
+                let names = files::names(input)?.into_iter();
+                names.map(|name| input.join(name)).filter(|path| path.is_file()).collect()
+            }
+            false => vec![input.clone()],
+        };
+        let identities: Vec<_> = read.iter().filter_map(|path| files::identity(path)).collect();
+        let is_read = |file: &&PathBuf| {
+            files::identity(file).is_some_and(|identity| identities.contains(&identity))
+        };
+        if let Some(file) = replaced.iter().find(is_read) {
+            return Err(Error::usage(format!(
+                "--output {}: would replace {}, which {option} {} reads, name another folder",
+                output.display(),
+                file.display(),
+                input.display()
+            )));
+        }
     }
     Ok(())
 }

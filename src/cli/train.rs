@@ -20,8 +20,9 @@ use self::saving::{Model, Saver};
 use super::args::{ModelArgs, RunArgs};
 use super::data_args::{BatchArgs, DataArgs};
 use super::interrupt::Interrupt;
+use super::output_folder::{Existing, OutputFolder};
+use super::progress;
 use super::step::Rates;
-use super::{output_folder, progress};
 use crate::data::Corpus;
 use crate::freeze::{FreezeSchedule, FreezeSpec};
 use crate::model::folder::write_model;
@@ -92,6 +93,25 @@ impl Args {
         }
     }
 
+    fn existing(&self) -> Existing {
+        match (self.overwrite, self.save.resume) {
+            (_, true) => Existing::Resume,
+            (true, false) => Existing::Overwrite,
+            (false, false) => Existing::Refuse,
+        }
+    }
+
+    /// What the run reads, with the options that name it.
+    fn inputs(&self) -> Vec<(&'static str, PathBuf)> {
+        let mut inputs: Vec<_> =
+            self.model.model.iter().map(|path| ("--model", path.clone())).collect();
+        inputs.extend(self.data.files().into_iter().map(|path| ("--task or --eval", path)));
+        let others = self.retention.forgetting.files().into_iter();
+        inputs.extend(others.map(|path| ("--forgetting", path)));
+        inputs.extend(self.run.config.iter().map(|path| ("--config", path.clone())));
+        inputs
+    }
+
     fn options(&self) -> TrainOptions {
         TrainOptions {
             batches_per_step: self.loss.gradient_accumulation_steps,
@@ -110,7 +130,7 @@ pub fn run(args: &Args) -> Result<()> {
     let schedule = args.schedule()?;
     let cache_options = args.cache.options(args.schedule.is_some(), args.loss.frozen_dropout)?;
     let engine = args.run.device.prepare()?;
-    output_folder::check(&args.output, args.overwrite || args.save.resume)?;
+    let output = OutputFolder::open(&args.output, args.existing(), &args.inputs())?;
     let source = args.model.source(Need::All)?;
     // Not before: a download has nothing to finish when it is interrupted.
     let interrupt = Interrupt::listen()?;
@@ -176,7 +196,7 @@ pub fn run(args: &Args) -> Result<()> {
     let proof = prove_frozen(&mut session, &outcome.trained, source.weights(), &initial, &[])?;
     let best = outcome.best.as_ref().and_then(|best| best.values.as_ref());
     let trained = model.of(&mut session, &outcome.trained, best)?;
-    output_folder::place(&args.output, |written| {
+    output.place(|written| {
         write_model(written, &trained)?;
         write_log(written, &options, &outcome)
     })?;
@@ -187,7 +207,7 @@ pub fn run(args: &Args) -> Result<()> {
     let quality = outcome.eval.as_ref();
     let measured = watch.map(|watch| -> Result<RunRetention> {
         let run = watch.end(&source, values.collect(), &outcome.trained, quality)?;
-        retention::write(&args.output, &run)?;
+        retention::write(&output, &run)?;
         Ok(run)
     });
     // Whatever became of that, people are told of the training.

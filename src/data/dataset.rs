@@ -89,7 +89,9 @@ impl Dataset {
     ///   `seed`; the last row of a class is never held out. 0 holds nothing out.
     /// - Classes are numbered as `known_labels` has them (a model's tasks and label orders); else
     ///   by value if every label is an integer, else by their bytes.
-    /// - A field that is empty or null or `-100` is no label. White space around labels is dropped.
+    /// - A cell that is empty, null, NaN or `-100` is no label. In a column of whole numbers 1, 1.0 and "1" are the label
+    ///   `1`, and in a column of truth values True and true are `true`, in every format; everything else is text as it
+    ///   stands, without the white space around it. Labels that a model has already keep matching as they are spelled.
     ///
     /// # Errors
     /// [`Error::Usage`] for task names that are repeated or unknown, and a `holdout` that is no
@@ -112,12 +114,17 @@ impl Dataset {
         let mut groups = Groups::default();
         let mut evaluated = vec![false; tasks.len()];
         let mut own_groups = Vec::new();
+        let known_of = |task: &TaskSource| {
+            let mut known = known_labels.unwrap_or_default().iter();
+            let found = known.find(|(name, _)| *name == task.name);
+            found.map(|(_, labels)| labels.as_slice())
+        };
         for (id, task) in tasks.iter().enumerate() {
-            own_groups.push(groups.add(task, id, None)?);
+            own_groups.push(groups.add(task, id, None, known_of(task))?);
         }
         for (id, task) in tasks.iter().enumerate() {
             if let Some(eval) = evals.iter().find(|eval| eval.name == task.name) {
-                groups.add(eval, id, Some(task))?;
+                groups.add(eval, id, Some(task), known_of(task))?;
                 evaluated[id] = true;
             }
         }
@@ -138,9 +145,7 @@ impl Dataset {
         let mut infos = Vec::new();
         let mut origins = Vec::new();
         for (id, task) in tasks.iter().enumerate() {
-            let known =
-                known_labels.unwrap_or_default().iter().find(|(name, _)| *name == task.name);
-            let known = known.map(|(_, labels)| labels.as_slice());
+            let known = known_of(task);
             let labels = groups[own_groups[id]].task_labels(id, &task.name, known)?;
             infos.push(TaskInfo { name: task.name.clone(), labels, path: task.path.clone() });
             origins.push(match known {

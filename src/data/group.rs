@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::labels::{LabelIndex, label_in, label_order};
+use super::labels::{Cells, LabelIndex, label_order};
 use super::random::SplitMix64;
 use super::table::Table;
 use super::{SourceCount, TaskInfo, TaskSource};
@@ -22,12 +22,16 @@ impl Groups {
     /// Adds a task to the group that shares its rows, or begins one, and returns its index.
     ///
     /// With `own`, `source` is a file for the evaluation of the task, and columns that it leaves
-    /// open are those of the task's own source.
+    /// open are those of the task's own source. `known` are the labels that a model already has for the task.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a column that it does not have, a label that is no text.
     pub(super) fn add(
         &mut self,
         source: &TaskSource,
         id: usize,
         own: Option<&TaskSource>,
+        known: Option<&[String]>,
     ) -> Result<usize> {
         let table = self.read(&source.path)?;
         let text = source.text_column.as_ref().or(own.and_then(|own| own.text_column.as_ref()));
@@ -41,7 +45,11 @@ impl Groups {
             },
         };
         let for_eval = own.is_some();
-        let task = TaskColumn { id, column: label_column };
+        let cells = (0..table.n_rows())
+            .map(|row| table.value(row, label_column))
+            .collect::<Result<Vec<&str>>>()?;
+        let cells = Cells::of(cells.iter().copied(), known.unwrap_or_default());
+        let task = TaskColumn { id, column: label_column, cells };
         let shares = |group: &Group| {
             Rc::ptr_eq(&group.table, &table)
                 && (group.text_column, group.pair_column) == (text_column, pair_column)
@@ -70,8 +78,8 @@ impl Groups {
     }
 
     fn read(&mut self, path: &Path) -> Result<Rc<Table>> {
-        // One file may be named in several ways.
-        let key = fs::canonicalize(path).map_err(|error| Error::io(path, error))?;
+        // One file may be named in several ways; a pipe has its own name alone.
+        let key = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         if let Some(table) = self.tables.get(&key) {
             return Ok(Rc::clone(table));
         }
@@ -86,6 +94,8 @@ struct TaskColumn {
     /// Index into the tasks.
     id: usize,
     column: usize,
+    /// What the column's cells are.
+    cells: Cells,
 }
 
 /// A row that has a text and a label.
@@ -186,7 +196,7 @@ impl Group {
     }
 
     fn label(&self, row: usize, task: &TaskColumn) -> Result<Option<&str>> {
-        self.table.value(row, task.column).map(label_in)
+        self.table.value(row, task.column).map(|cell| task.cells.label(cell))
     }
 
     /// Keeps what is for evaluation: every row, or where there is a column `split`, what it says.

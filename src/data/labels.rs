@@ -4,10 +4,67 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::table::quoted_list;
 
-/// The label in a field, without the white space around it; none if the field is empty or holds
-/// PyTorch's `ignore_index`.
-pub(super) fn label_in(field: &str) -> Option<&str> {
-    Some(field.trim()).filter(|label| !label.is_empty() && *label != "-100")
+/// What the cells of a column of labels are. It follows from all of them, so that one table gives the same labels in every
+/// format: a program that has to mark missing cells writes whole numbers as 1.0 here and as 1 there, and truth values as
+/// True or true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cells {
+    /// All are whole numbers: 1, 1.0 and 1.00 are the label `1`.
+    Whole,
+    /// All are true or false in some spelling of capitals: the labels are these words in small letters.
+    Truth,
+    /// Text as it stands.
+    Text,
+}
+
+/// A cell as text without the white space around it; none if there is nothing.
+fn trimmed(cell: &str) -> Option<&str> {
+    Some(cell.trim()).filter(|cell| !cell.is_empty())
+}
+
+/// The whole number in a cell, without the zeros behind a point; none where it is none, or has zeros before it.
+fn whole(cell: &str) -> Option<&str> {
+    let (number, fraction) = cell.split_once('.').unwrap_or((cell, "0"));
+    let digits = number.strip_prefix('-').unwrap_or(number);
+    let is_digits = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+    let is_plain = digits == "0" || !digits.starts_with('0');
+    let is_zero = !fraction.is_empty() && fraction.bytes().all(|digit| digit == b'0');
+    (is_digits && is_plain && is_zero).then_some(number)
+}
+
+fn truth(cell: &str) -> Option<&'static str> {
+    ["true", "false"].into_iter().find(|word| cell.eq_ignore_ascii_case(word))
+}
+
+impl Cells {
+    /// What these cells are. A model's labels that are spelled otherwise, as older versions took them from files, keep
+    /// matching: then cells stay as they stand.
+    pub(super) fn of<'a>(cells: impl Iterator<Item = &'a str> + Clone, known: &[String]) -> Self {
+        let all = |is: fn(&str) -> bool| {
+            let mut present = cells.clone().filter_map(trimmed).peekable();
+            present.peek().is_some() && present.all(is)
+        };
+        let found = if all(|cell| whole(cell).is_some()) {
+            Cells::Whole
+        } else if all(|cell| truth(cell).is_some()) {
+            Cells::Truth
+        } else {
+            Cells::Text
+        };
+        let is_kept = |label: &String| found.label(label) == Some(label);
+        if known.iter().all(is_kept) { found } else { Cells::Text }
+    }
+
+    /// The label in a cell of such a column; none if there is nothing in it, or PyTorch's `ignore_index`.
+    pub(super) fn label(self, cell: &str) -> Option<&str> {
+        let cell = trimmed(cell)?;
+        let label = match self {
+            Cells::Whole => whole(cell).unwrap_or(cell),
+            Cells::Truth => truth(cell).unwrap_or(cell),
+            Cells::Text => cell,
+        };
+        Some(label).filter(|label| *label != "-100")
+    }
 }
 
 /// The order of classes for the labels of a task: by number if every label is an integer (so that
@@ -77,13 +134,44 @@ mod tests {
         check_order(&[], &[]);
     }
 
+    fn labels<'a>(cells: &'a [&'a str], known: &[&str]) -> Vec<Option<&'a str>> {
+        let known: Vec<String> = known.iter().map(|&label| label.to_owned()).collect();
+        let kind = Cells::of(cells.iter().copied(), &known);
+        cells.iter().map(|cell| kind.label(cell)).collect()
+    }
+
     #[test]
-    fn fields_without_a_label() {
-        for field in ["", "  ", "-100", " -100 "] {
-            assert_eq!(label_in(field), None, "{field:?}");
+    fn whole_numbers_have_one_spelling() {
+        let expected = [Some("1"), Some("1"), Some("-2"), None, Some("0"), None, None];
+        assert_eq!(labels(&["1", " 1.0", "-2.00", "", "0.0", "-100", "-100.0"], &[]), expected);
+        // One cell that is none, and all stay as they stand.
+        for other in ["1.5", "x", "01", "1.", "1e3", ".0", "-"] {
+            assert_eq!(labels(&["1.0", other], &[]), [Some("1.0"), Some(other)]);
         }
-        assert_eq!(label_in(" sport "), Some("sport"));
-        assert_eq!(label_in("100"), Some("100"));
+    }
+
+    #[test]
+    fn truth_values_have_one_spelling() {
+        assert_eq!(
+            labels(&["True", "false", "", "TRUE"], &[]),
+            [Some("true"), Some("false"), None, Some("true")]
+        );
+        assert_eq!(labels(&["True", "yes"], &[]), [Some("True"), Some("yes")]);
+    }
+
+    #[test]
+    fn labels_that_a_model_has_keep_matching() {
+        assert_eq!(labels(&["1.0", "2.0"], &["1.0", "2.0"]), [Some("1.0"), Some("2.0")]);
+        assert_eq!(labels(&["True", "False"], &["False", "True"]), [Some("True"), Some("False")]);
+        assert_eq!(labels(&["1.0", "2.0"], &["1", "2"]), [Some("1"), Some("2")]);
+    }
+
+    #[test]
+    fn cells_without_a_label() {
+        for cell in ["", "  ", "-100", " -100 "] {
+            assert_eq!(labels(&[cell, "sport"], &[])[0], None, "{cell:?}");
+        }
+        assert_eq!(labels(&[" sport ", "100"], &[]), [Some("sport"), Some("100")]);
     }
 
     #[test]

@@ -21,12 +21,12 @@ use guard::{Pages, PagesFile, guarded};
 /// Values that are decoded at a time.
 const CHUNK: usize = 1024;
 
-/// Fills `table`, which is empty, from a Parquet file that is compressed with Snappy or not at all. Strings and integers
-/// are values, null is an empty one; columns of other types are noted as such and not read.
+/// Fills `table`, which is empty, from a Parquet file that is compressed with Snappy or not at all. Strings, numbers and
+/// truth values are values, null and NaN empty ones; columns of other types are noted as such and not read.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be read; else [`Error::Content`] with column and row: what is no Parquet file, or is
-/// not whole or damaged, another compression, a string that is not UTF-8, no column of strings or integers.
+/// not whole or damaged, another compression, a string that is not UTF-8, no column of strings, numbers or truth values.
 pub(super) fn read(path: &Path, table: &mut Table) -> Result<()> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     if file.metadata().map_err(|e| Error::io(path, e))?.is_dir() {
@@ -56,7 +56,9 @@ fn fill(file: &Arc<PagesFile>, metadata: &ParquetMetaData, table: &mut Table) ->
     }
     if columns.iter().all(Option::is_none) {
         let names = quoted_list(&names);
-        return Err(format!("no column holds strings or integers; the columns are {names}"));
+        return Err(format!(
+            "no column holds strings, numbers or truth values; the columns are {names}"
+        ));
     }
     let mut n_rows: usize = 0;
     for group in metadata.row_groups() {
@@ -112,7 +114,7 @@ fn check_place(chunk: &ColumnChunkMetaData, n_bytes: u64) -> Parsed<()> {
     }
 }
 
-/// What a column's values are where they are neither strings nor integers.
+/// What a column's values are where they are neither strings nor numbers nor truth values.
 fn not_text(field: &Type) -> Option<&'static str> {
     let info = field.get_basic_info();
     let (logical, converted) = (info.logical_type_ref(), info.converted_type());
@@ -126,8 +128,7 @@ fn not_text(field: &Type) -> Option<&'static str> {
     let is_decimal = converted == ConvertedType::DECIMAL;
     match field.get_physical_type() {
         _ if is_decimal => Some("a decimal number"),
-        Physical::BOOLEAN => Some("a boolean"),
-        Physical::FLOAT | Physical::DOUBLE => Some("a floating-point number"),
+        Physical::BOOLEAN | Physical::FLOAT | Physical::DOUBLE => None,
         Physical::INT96 => Some("a time"),
         Physical::FIXED_LEN_BYTE_ARRAY => Some("bytes of a fixed number"),
         Physical::BYTE_ARRAY => {
@@ -190,6 +191,18 @@ fn read_column(
                 false => Ok(value.cast_unsigned().to_string()),
             })
         }
+        // As JSON has them; NaN is how some programs mark a missing value.
+        ColumnReader::BoolColumnReader(reader) => {
+            append(reader, field, n_rows, column, |value| Ok(value.to_string()))
+        }
+        ColumnReader::FloatColumnReader(reader) => append(reader, field, n_rows, column, |value| {
+            Ok(if value.is_nan() { String::new() } else { format!("{value:?}") })
+        }),
+        ColumnReader::DoubleColumnReader(reader) => {
+            append(reader, field, n_rows, column, |value| {
+                Ok(if value.is_nan() { String::new() } else { format!("{value:?}") })
+            })
+        }
         _ => Err(format!("`{}` is not of the type that the schema says", field.name())),
     }
 }
@@ -233,7 +246,9 @@ fn append<T: DataType>(
 mod tests {
     use std::os::unix::fs::FileExt;
 
-    use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int32Type, Int64Type};
+    use parquet::data_type::{
+        BoolType, ByteArray, ByteArrayType, DoubleType, FloatType, Int32Type, Int64Type,
+    };
     use parquet::file::properties::WriterProperties;
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
@@ -248,6 +263,9 @@ mod tests {
         Ints(Vec<i32>, Option<Vec<i16>>),
         Longs(Vec<i64>),
         Doubles(Vec<f64>, Vec<i16>, Vec<i16>),
+        Plain(Vec<f64>),
+        Floats(Vec<f32>),
+        Bools(Vec<bool>, Vec<i16>),
     }
 
     fn strings(texts: &[&str]) -> Column {
@@ -274,6 +292,15 @@ mod tests {
                     }
                     Column::Longs(values) => {
                         leaf.typed::<Int64Type>().write_batch(values, None, None)
+                    }
+                    Column::Plain(values) => {
+                        leaf.typed::<DoubleType>().write_batch(values, None, None)
+                    }
+                    Column::Floats(values) => {
+                        leaf.typed::<FloatType>().write_batch(values, None, None)
+                    }
+                    Column::Bools(values, levels) => {
+                        leaf.typed::<BoolType>().write_batch(values, Some(levels), None)
                     }
                     Column::Doubles(values, levels, lists) => {
                         leaf.typed::<DoubleType>().write_batch(values, Some(levels), Some(lists))
@@ -342,6 +369,87 @@ mod tests {
         }
     }
 
+    #[test]
+    fn numbers_and_truth_values_are_as_json_has_them() {
+        let schema = "message rows { required double x; required float y; optional boolean z; }";
+        let columns = vec![
+            Column::Plain(vec![1.0, f64::NAN, 0.1]),
+            Column::Floats(vec![-100.0, 0.1, f32::NAN]),
+            Column::Bools(vec![true, false], vec![1, 0, 1]),
+        ];
+        let table = read_bytes(&file(schema, Compression::SNAPPY, &[columns]));
+        let rows: Vec<Vec<&str>> = (0..3)
+            .map(|row| (0..3).map(|column| table.value(row, column).unwrap()).collect())
+            .collect();
+        assert_eq!(rows, [["1.0", "-100.0", "true"], ["", "0.1", ""], ["0.1", "", "false"]]);
+    }
+
+    /// What one table is in each format, as the usual programs write it: the same labels for the same rows.
+    #[test]
+    fn one_table_gives_the_same_labels_in_every_format() {
+        use crate::data::{Dataset, TaskSource};
+        let schema = "message rows { required binary text (UTF8); required double whole; optional boolean truth; \
+                      required double score; optional binary word (UTF8); }";
+        let columns = || {
+            vec![
+                strings(&["a", "b", "c", "d"]),
+                Column::Plain(vec![1.0, f64::NAN, 0.0, -100.0]),
+                Column::Bools(vec![true, false, true], vec![1, 1, 1, 0]),
+                Column::Plain(vec![0.5, 1.0, 0.5, 1.0]),
+                Column::Strings(vec!["1".into(), "x".into(), "NA".into()], Some(vec![1, 1, 1, 0])),
+            ]
+        };
+        let rows = [
+            ["a", "1.0", "True", "0.5", "1"],
+            ["b", "", "False", "1.0", "x"],
+            ["c", "0.0", "True", "0.5", "NA"],
+            ["d", "-100.0", "", "1.0", ""],
+        ];
+        let names = ["text", "whole", "truth", "score", "word"];
+        let lines = |separator: &str| {
+            let lines = std::iter::once(names).chain(rows).map(|row| row.join(separator) + "\n");
+            lines.collect::<String>()
+        };
+        let objects = [
+            r#"{"text":"a","whole":1.0,"truth":true,"score":0.5,"word":"1"}"#,
+            r#"{"text":"b","whole":null,"truth":false,"score":1.0,"word":"x"}"#,
+            r#"{"text":"c","whole":0,"truth":true,"score":0.5,"word":"NA"}"#,
+            r#"{"text":"d","whole":-100,"truth":null,"score":1.0,"word":null}"#,
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let contents = [
+            ("a.csv", lines(",").into_bytes()),
+            ("b.csv", lines(";").into_bytes()),
+            ("a.tsv", lines("\t").into_bytes()),
+            ("a.jsonl", objects.join("\n").into_bytes()),
+            ("a.json", format!("[{}]", objects.join(",")).into_bytes()),
+            ("a.parquet", file(schema, Compression::SNAPPY, &[columns()])),
+        ];
+        for (name, content) in contents {
+            let path = folder.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            let task = |column: &str| {
+                TaskSource::parse(&format!("{column}={}:text:{column}", path.display())).unwrap()
+            };
+            let tasks: Vec<TaskSource> = names[1..].iter().map(|column| task(column)).collect();
+            let data = Dataset::load(&tasks, &[], 0.0, 1, None).unwrap();
+            let labels: Vec<Vec<&str>> = data
+                .tasks
+                .iter()
+                .map(|task| task.labels.iter().map(String::as_str).collect())
+                .collect();
+            let expected =
+                [vec!["0", "1"], vec!["false", "true"], vec!["0.5", "1.0"], vec!["1", "NA", "x"]];
+            assert_eq!(labels, expected, "{name}");
+            let classes: Vec<Vec<i32>> = (data.train.iter())
+                .map(|example| (0..4).map(|task| example.label(task)).collect())
+                .collect();
+            let none = crate::batch::ABSENT_LABEL;
+            let expected = [[1, 1, 0, 0], [none, 0, 1, 2], [0, 1, 0, 1], [none, none, 1, none]];
+            assert_eq!(classes, expected, "{name}");
+        }
+    }
+
     /// More rows than are decoded at a time, with nulls where chunks meet.
     #[test]
     fn long_columns() {
@@ -362,9 +470,6 @@ mod tests {
     #[test]
     fn other_types_are_named() {
         let types = [
-            ("boolean x", "a boolean"),
-            ("double x", "a floating-point number"),
-            ("float x", "a floating-point number"),
             ("binary x", "bytes that are not marked as a string"),
             ("binary x (BSON)", "bytes"),
             ("fixed_len_byte_array (16) x", "bytes of a fixed number"),
@@ -383,9 +488,16 @@ mod tests {
             let found = not_text(&schema.get_fields()[0]);
             assert!(found.is_some_and(|found| found.starts_with(kind)), "{text}: {found:?}");
         }
-        for text in
-            ["binary x (UTF8)", "binary x (ENUM)", "binary x (JSON)", "int32 x (INT_8)", "int64 x"]
-        {
+        for text in [
+            "binary x (UTF8)",
+            "binary x (ENUM)",
+            "binary x (JSON)",
+            "int32 x (INT_8)",
+            "int64 x",
+            "boolean x",
+            "double x",
+            "float x",
+        ] {
             let schema = parse_message_type(&format!("message m {{ optional {text}; }}")).unwrap();
             assert_eq!(not_text(&schema.get_fields()[0]), None, "{text}");
         }
@@ -406,7 +518,7 @@ mod tests {
         check_error("a.parquet", &bytes, &["row 3", "`text`", "not UTF-8 from byte 4"]);
         let schema = "message rows { required int64 x (TIMESTAMP_MILLIS); }";
         let bytes = file(schema, Compression::SNAPPY, &[vec![Column::Longs(vec![1])]]);
-        check_error("a.parquet", &bytes, &["no column holds strings or integers", "`x`"]);
+        check_error("a.parquet", &bytes, &["no column holds strings, numbers or", "`x`"]);
     }
 
     #[test]

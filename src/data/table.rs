@@ -5,9 +5,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::formats::{Parsed, parse_csv, parse_json_lines, parse_tsv, utf8};
+use super::formats::{Parsed, parse_csv, parse_json, parse_tsv, utf8};
 use crate::{Error, Result};
 
 /// A file's rows as text. Every row has a value for every column, which may be empty.
@@ -29,9 +30,41 @@ pub struct Table {
 /// Extensions of tables, in lower case.
 const EXTENSIONS: [&str; 6] = ["csv", "tsv", "jsonl", "ndjson", "json", "parquet"];
 
-/// A path's extension in lower case.
+/// A path's extension in lower case, of a compressed file that before `.gz`.
 fn extension(path: &Path) -> String {
-    path.extension().and_then(|extension| extension.to_str()).unwrap_or("").to_ascii_lowercase()
+    let of = |path: &Path| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        extension.unwrap_or("").to_ascii_lowercase()
+    };
+    if is_compressed(path) { of(&path.with_extension("")) } else { of(path) }
+}
+
+fn is_compressed(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gz"))
+}
+
+/// Reads a file, and unpacks it where its name ends in `.gz`.
+fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
+    if !is_compressed(path) {
+        return Ok(bytes);
+    }
+    let mut unpacked = Vec::new();
+    flate2::read::MultiGzDecoder::new(bytes.as_slice())
+        .read_to_end(&mut unpacked)
+        .map_err(|error| Error::content(path, format!("is not a whole gzip file: {error}")))?;
+    Ok(unpacked)
+}
+
+/// The extension that a table without one should have, by how it begins: what comes through a pipe has no name of its
+/// own.
+fn guessed_extension(bytes: &[u8]) -> &'static str {
+    let header = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    match bytes.trim_ascii_start().first() {
+        Some(b'{' | b'[') => "json",
+        _ if header.contains(&b'\t') => "tsv",
+        _ => "csv",
+    }
 }
 
 impl Table {
@@ -41,9 +74,11 @@ impl Table {
     }
 
     /// Reads `path` as the format that its extension names: `.csv` (RFC 4180: a quoted field may
-    /// hold commas, line breaks and doubled quotation marks), `.tsv` (no quoting: a quotation mark
-    /// is text), `.jsonl`, `.ndjson`, `.json` (an object a line) or, where that was built in,
-    /// `.parquet` (strings and integers; Snappy or no compression).
+    /// hold commas, line breaks and doubled quotation marks; separated by semicolons or tabs where the
+    /// header has no comma), `.tsv` (no quoting: a quotation mark is text), `.jsonl`, `.ndjson`, `.json`
+    /// (an object a line, or an array of objects), each also with `.gz` behind it, or, where that was
+    /// built in, `.parquet` (strings, numbers and truth values; Snappy or no compression). A pipe is
+    /// read as what it begins like.
     ///
     /// A byte order mark, CRLF and blank lines between rows are accepted. A JSON line that lacks a
     /// key that other lines have, or holds null there, has an empty value.
@@ -54,23 +89,31 @@ impl Table {
     /// than the header, a quoted field that never ends, bytes that are not UTF-8, invalid JSON and
     /// JSON that is no object, invalid Parquet.
     pub fn read(path: &Path) -> Result<Table> {
-        let extension = extension(path);
+        let mut extension = extension(path);
+        if extension == "parquet" && !is_compressed(path) {
+            return read_parquet(path);
+        }
+        // Before an unknown kind of file is read.
+        let is_pipe = fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
+        if !is_pipe && !EXTENSIONS.contains(&extension.as_str()) {
+            let problem = format!(
+                "unknown extension `{extension}`; expected .csv, .tsv, .jsonl (also .ndjson, .json), each also with \
+                 .gz, or .parquet"
+            );
+            return Err(Error::content(path, problem));
+        }
+        let bytes = read_bytes(path)?;
+        if is_pipe {
+            extension = guessed_extension(&bytes).to_owned();
+        }
         let parse = match extension.as_str() {
             "csv" => parse_csv,
             "tsv" => parse_tsv,
-            "jsonl" | "ndjson" | "json" => parse_json_lines,
-            "parquet" => return read_parquet(path),
-            _ => {
-                return Err(Error::content(
-                    path,
-                    format!(
-                        "unknown extension `{extension}`; expected .csv, .tsv, .jsonl (also \
-                         .ndjson, .json) or .parquet"
-                    ),
-                ));
+            "parquet" => {
+                return Err(Error::content(path, "is a compressed Parquet file: unpack it"));
             }
+            _ => parse_json,
         };
-        let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
         let text = utf8(&bytes).map_err(|problem| Error::content(path, problem))?;
         if text.is_empty() {
             return Err(Error::content(path, "the file is empty"));
@@ -157,15 +200,15 @@ impl Table {
     /// The value of a row in a column; empty where a JSON line or a Parquet file has none.
     ///
     /// # Errors
-    /// [`Error::Content`] if a JSON line holds something that is neither a string nor an integer
-    /// nor null there, or a Parquet file's column is of another type.
+    /// [`Error::Content`] if a JSON object holds an array or an object there, or a Parquet file's column is of a type
+    /// that is no text, number or truth value.
     pub fn value(&self, row: usize, column: usize) -> Result<&str> {
         match self.not_text.get(&(row, column)).or_else(|| self.not_text_columns.get(&column)) {
             None => Ok(&self.rows[row][column]),
             Some(kind) => Err(self.fault(
                 row,
                 format!(
-                    "`{}` is {kind}; expected a string, an integer or null",
+                    "`{}` is {kind}; expected a string, a number, true, false or null",
                     self.columns[column]
                 ),
             )),
@@ -192,6 +235,11 @@ impl Table {
         }
         self.columns = columns;
         Ok(())
+    }
+
+    /// Counts rows, not lines.
+    pub(super) fn count_rows(&mut self) {
+        self.unit = "row";
     }
 
     /// Notes what a JSON line has in place of a text, to be said if anyone asks for it.
@@ -279,9 +327,7 @@ pub(super) mod tests {
 
     #[test]
     fn other_json_values_are_named() {
-        for (value, named) in
-            [("1.5", "a number with a fraction"), ("true", "a boolean"), ("{}", "an object")]
-        {
+        for (value, named) in [("[1]", "an array"), ("{}", "an object")] {
             let table = read("a.jsonl", format!("{{\"label\": {value}}}").as_bytes()).unwrap();
             let message = table.value(0, 0).unwrap_err().to_string();
             assert!(message.contains(&format!("line 1: `label` is {named}")), "{message}");
@@ -295,6 +341,38 @@ pub(super) mod tests {
         assert!(matches!(&error, Error::Io { path, .. } if path == missing), "{error}");
         check_error("a.xlsx", b"x", &["`xlsx`", ".csv", ".tsv", ".jsonl", ".parquet"]);
         check_error("noextension", b"x", &["``", ".csv", ".tsv", ".jsonl"]);
+    }
+
+    #[test]
+    fn compressed_files_are_unpacked() {
+        use std::io::Write;
+        let pack = |text: &str| {
+            let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            packer.write_all(text.as_bytes()).unwrap();
+            packer.finish().unwrap()
+        };
+        // Two parts, as `cat a.gz b.gz` makes them.
+        let packed = [pack("text,label\na,x\n"), pack("b,y\n")].concat();
+        for name in ["a.csv.gz", "a.CSV.GZ"] {
+            let table = read(name, &packed).unwrap();
+            assert_eq!((table.n_rows(), table.value(1, 0).unwrap()), (2, "b"));
+            assert!(Table::is_named(Path::new(name)));
+        }
+        check_error("a.csv.gz", &packed[..packed.len() - 9], &["not a whole gzip file"]);
+        check_error("a.csv.gz", b"text,label\na,x\n", &["not a whole gzip file"]);
+    }
+
+    #[test]
+    fn what_has_no_name_is_known_by_how_it_begins() {
+        for (text, extension) in [
+            ("text,label\n", "csv"),
+            ("text\tlabel\n", "tsv"),
+            (" [{}]", "json"),
+            ("{}\n", "json"),
+            ("", "csv"),
+        ] {
+            assert_eq!(guessed_extension(text.as_bytes()), extension, "{text:?}");
+        }
     }
 
     #[cfg(not(feature = "parquet"))]

@@ -15,6 +15,32 @@ use crate::{Error, Result, files, philox};
 
 pub(super) const SETTINGS: &str = "frostline.json";
 
+/// Without it there is no model.
+pub const CONFIG: &str = "config.json";
+
+/// All names that files have which commands write into an output folder, by their paths from it.
+pub const WRITTEN_NAMES: &[&str] = &[
+    CONFIG,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "sentence_bert_config.json",
+    SINGLE_FILE,
+    SETTINGS,
+    MODULES,
+    POOLING,
+    "2_Dense/config.json",
+    "2_Dense/labels.json",
+    "2_Dense/model.safetensors",
+    "train_log.jsonl",
+    "trainer_state.json",
+    "drift.json",
+];
+
 /// `frostline.json`: what stands beside a model that this program trained.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -411,6 +437,11 @@ mod tests {
         assert_eq!(pooling_of(new).unwrap(), Some(Pooling::Cls));
         let max = r#"{"pooling_mode": "max"}"#;
         assert!(pooling_of(max).unwrap_err().to_string().contains("\"max\""));
+    }
+
+    #[test]
+    fn what_is_copied_is_among_what_is_written() {
+        assert!(COMPANIONS.iter().all(|name| WRITTEN_NAMES.contains(name)));
     }
 
     #[test]

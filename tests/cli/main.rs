@@ -7,6 +7,7 @@ mod bench_data;
 mod cache;
 mod config_file;
 mod export;
+mod foreign_files;
 mod freeze;
 mod hub;
 mod memory;

@@ -47,6 +47,7 @@ fn two_tasks_from_one_file() {
 
     let expected = [
         "config.json",
+        "frostline-manifest.json",
         "frostline.json",
         "model.safetensors",
         "tokenizer.json",

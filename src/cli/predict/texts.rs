@@ -13,6 +13,9 @@ const CHUNK: usize = 512;
 /// What a pipe may hold: lines that are there are taken together.
 const BUFFER_BYTES: usize = 1 << 16;
 
+/// What some programs put in front of UTF-8.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// A text, and perhaps a second one.
 pub type TextPair = (String, Option<String>);
 
@@ -98,6 +101,9 @@ impl Texts {
                         break;
                     }
                     *n_lines += 1;
+                    if *n_lines == 1 && line.starts_with(BYTE_ORDER_MARK) {
+                        line.drain(..BYTE_ORDER_MARK.len());
+                    }
                     let text = String::from_utf8(line).map_err(|_| {
                         Error::content(&*name, format!("line {n_lines}: is not UTF-8"))
                     })?;

@@ -1,8 +1,10 @@
 //! `train --drift` and `--forgetting`: what training changed, measured before it begins and after it.
 
-use std::path::Path;
+use serde_json::Value;
 
+use crate::Result;
 use crate::cli::forgetting::ForgettingArgs;
+use crate::cli::output_folder::OutputFolder;
 use crate::data::Corpus;
 use crate::model::params::head_tensor;
 use crate::model::{Network, ParamId, Source};
@@ -11,7 +13,6 @@ use crate::session::Engine;
 use crate::train::forgetting::ForgettingSet;
 use crate::train::retention::Before;
 use crate::train::{Evaluator, Quality};
-use crate::{Error, Result, files};
 
 /// What else to measure.
 #[derive(clap::Args, Debug)]
@@ -111,10 +112,7 @@ fn heads(network: &Network, source: &Source, trained: &[ParamId]) -> Vec<HeadSta
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn write(folder: &Path, run: &RunRetention) -> Result<()> {
-    let path = folder.join("drift.json");
-    let mut text = serde_json::to_vec_pretty(&RunRetention::document(Some(run)))
-        .map_err(|error| Error::content(&path, error.to_string()))?;
-    text.push(b'\n');
-    files::write_atomically(&path, &text)
+pub fn write(folder: &OutputFolder, run: &RunRetention) -> Result<()> {
+    let document = Value::Object(RunRetention::document(Some(run)));
+    folder.add_file("drift.json", format!("{document:#}\n").as_bytes())
 }

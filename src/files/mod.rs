@@ -1,5 +1,11 @@
-//! Writing files so that nothing half-written is ever seen; what they hold, as a hash; what a folder holds; where a
-//! user's files are.
+//! Writing files so that nothing half-written is ever seen, and nothing lost that somebody else wrote; what they hold, as
+//! a hash; what a folder holds; where a user's files are.
+
+pub mod lock;
+pub mod manifest;
+mod switch;
+
+pub use self::switch::{add_file, conflicts, remove_owned, switch};
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,18 +14,16 @@ use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
 
-/// Writes `bytes` to `path` through a temporary file in the same folder, synced and then renamed. What a link
-/// points to is replaced, not the link; a device or a pipe is written to.
+/// Writes `bytes` to `path` through a temporary file in the same folder, synced and then renamed. A link is replaced, and
+/// what it points to stays as it is; a device or a pipe, at the end of a link too, is written to.
 ///
 /// # Errors
 /// When the folder is missing or the file cannot be written; the temporary file is removed then.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    // A file that is not there yet is written where its name stands, a link to nothing replaced.
-    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    if std::fs::metadata(&target).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-        return std::fs::write(&target, bytes).map_err(|e| Error::io(path, e));
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        return std::fs::write(path, bytes).map_err(|e| Error::io(path, e));
     }
-    let folder = match target.parent() {
+    let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
@@ -30,7 +34,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         .map_err(|e| Error::io(path, e.kind().into()))?;
     file.write_all(bytes).map_err(|e| Error::io(path, e))?;
     file.as_file().sync_all().map_err(|e| Error::io(path, e))?;
-    file.persist(&target).map_err(|e| Error::io(path, e.error))?;
+    file.persist(path).map_err(|e| Error::io(path, e.error))?;
     Ok(())
 }
 
@@ -60,6 +64,32 @@ pub fn sha256_of(path: &Path) -> Result<String> {
 /// Two hexadecimal digits a byte.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Puts a folder's files, and the folder itself, on disk.
+///
+/// # Errors
+/// A file that cannot be read, a disk that fails.
+pub fn sync_all(folder: &Path) -> Result<()> {
+    for name in names(folder)? {
+        let path = folder.join(name);
+        if path.is_dir() { sync_all(&path)? } else { sync(&path)? }
+    }
+    sync(folder)
+}
+
+/// Puts a file, or the names in a folder, on disk.
+///
+/// # Errors
+/// As [`sync_all`].
+pub fn sync(path: &Path) -> Result<()> {
+    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(|e| Error::io(path, e))
+}
+
+/// What a file is, whatever name or link it is reached by: its device and its number there. None where there is none.
+pub fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// The names in a folder, hidden ones too.
