@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! gpu model DIR [--tiny]                       writes a model folder and DIR/batch.safetensors, all random
-//! gpu compare EXPECTED FOUND --tolerance T     holds two dumps of `frostline step` against each other
+//! gpu probe                                    whether there is a GPU that can be used; nothing is launched on it
+//! gpu compare EXPECTED FOUND --initial MODEL --tolerance T --update-tolerance U
+//!                                              holds two dumps of `frostline step` against each other
 //! gpu shapes DIR --device cuda|emulated        times products and attentions; operands and results go to DIR
 //! ```
 
@@ -15,6 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use frostline::Result;
+use frostline::backend::cuda;
 
 #[derive(Parser)]
 enum Command {
@@ -25,13 +28,21 @@ enum Command {
         #[arg(long)]
         tiny: bool,
     },
+    /// Say whether there is a GPU that can be used, by exit status 0 or 3
+    Probe,
     /// Hold two dumps of `frostline step` against each other, tensor by tensor
     Compare {
         expected: PathBuf,
         found: PathBuf,
-        /// What a tensor may differ by, as a share of its norm
+        /// The model's file that both runs began with
+        #[arg(long)]
+        initial: PathBuf,
+        /// What losses, logits and gradients may differ by, as a share of a tensor's norm
         #[arg(long)]
         tolerance: f64,
+        /// What the steps' updates of a parameter may differ by, as a share of the update's norm
+        #[arg(long)]
+        update_tolerance: f64,
     },
     /// Time the products and attentions of BERT-base, and write their operands and results for shapes.py
     Shapes {
@@ -63,8 +74,9 @@ fn main() -> ExitCode {
 fn run() -> Result<bool> {
     match Command::parse() {
         Command::Model { dir, tiny } => parity::write_model(&dir, tiny).map(|()| true),
-        Command::Compare { expected, found, tolerance } => {
-            parity::compare(&expected, &found, tolerance)
+        Command::Probe => cuda::check_gpu().map(|()| true),
+        Command::Compare { expected, found, initial, tolerance, update_tolerance } => {
+            parity::compare(&expected, &found, &initial, [tolerance, update_tolerance])
         }
         Command::Shapes { dir, device } => shapes::run(&dir, device).map(|()| true),
     }

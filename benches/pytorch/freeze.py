@@ -26,6 +26,7 @@ import contextlib
 import copy
 import json
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -257,10 +258,10 @@ class Scenario:
 
     def record(self, batch: dict) -> None:
         wall_ms, spans = self.step(batch)
-        self.wall_ms.append(wall_ms)
         # A model frozen whole has a forward phase alone.
         for phase, span in zip(PHASES, spans + [0.0] * (len(PHASES) - len(spans))):
             self.times[phase].append(span)
+        self.wall_ms.append(wall_ms)
 
     def report(self) -> dict:
         device_ms = [sum(spans) for spans in zip(*self.times.values())]
@@ -376,18 +377,17 @@ def warm_up(scenarios: list[Scenario], batches: list[dict], args) -> None:
                 scenario.step(batch)
 
 
-def measure(scenarios: list[Scenario], batches: list[dict], args) -> int:
-    """Takes rounds of all scenarios; returns how many."""
+def measure(scenarios: list[Scenario], batches: list[dict], args) -> None:
+    """Takes rounds of all scenarios."""
     begun = time.perf_counter()
     for index in range(args.rounds):
         if index >= MIN_ROUNDS and time.perf_counter() - begun >= args.seconds:
-            return index
+            return
         # Each round begins with another scenario, so that no one is always the first.
         for place in range(len(scenarios)):
             # The batches behind those of the warm-up, as in frostline.
             batch = batches[(args.warmup + index) % len(batches)]
             scenarios[(index + place) % len(scenarios)].record(batch)
-    return args.rounds
 
 
 def main() -> None:
@@ -410,11 +410,20 @@ def main() -> None:
     if device.type == "cuda":
         dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
         order = sdpa_kernel(attention_order(config, batches[0], dtype), set_priority=True)
-    with order:
+    # A time limit ends the measuring, and what there is is printed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sdpa = None
+    with order, contextlib.suppress(KeyboardInterrupt):
         warm_up(scenarios, batches, args)
-        n_rounds = measure(scenarios, batches, args)
+        measure(scenarios, batches, args)
         # Behind the measurements, for a profiler leaves its hooks.
-        sdpa = attention_of(scenarios, batches)
+        try:
+            sdpa = attention_of(scenarios, batches)
+        except RuntimeError as error:
+            print(f"freeze.py: attention was not profiled: {error}", file=sys.stderr)
+    n_rounds = min(len(scenario.wall_ms) for scenario in scenarios)
+    if n_rounds == 0:
+        raise SystemExit("freeze.py: stopped before all scenarios had a round")
 
     document = {
         "environment": environment(args, device) | {"sdpa": sdpa},

@@ -6,7 +6,10 @@ use serde_json::json;
 
 use super::args::parse_task_size;
 use super::progress;
-use crate::data::{BatchLimit, Corpus, Dataset, TaskSource, TokenRules, model_max_length};
+use crate::data::{
+    BatchLimit, Corpus, Dataset, TaskOutline, TaskSource, TokenRules, model_max_length,
+    n_shared_texts,
+};
 use crate::model::{Config, ModelFolder, Source};
 use crate::{Error, Result, files};
 
@@ -193,6 +196,16 @@ pub fn read_corpus(
             count.train,
             count.eval
         );
+    }
+    for task in TaskOutline::of(&dataset) {
+        eprintln!("{}", task.line());
+        task.doubts.iter().for_each(|doubt| eprintln!("task {}: {doubt}", task.name));
+    }
+    match n_shared_texts(&dataset) {
+        0 => {}
+        n => eprintln!(
+            "{n} evaluation rows have the text of a training row: figures on them flatter"
+        ),
     }
     let rules = TokenRules {
         vocab_size: folder.config.vocab_size,

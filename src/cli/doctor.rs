@@ -1,5 +1,7 @@
 //! `frostline doctor`: what is here, and whether every kernel is right on it.
 
+use std::io::IsTerminal;
+
 use comfy_table::Table;
 use comfy_table::presets::ASCII_BORDERS_ONLY_CONDENSED;
 
@@ -62,27 +64,38 @@ pub fn run(args: &Args) -> Result<()> {
 
     facts.extend(cuda::describe_kernels());
     let bar = progress::bar(0, "checking kernels");
+    let is_seen = std::io::stderr().is_terminal();
     let tell = |what: &str| {
         bar.set_message(format!("checking kernels: {what}"));
         bar.tick();
+        // A log says how far it came, whatever ends it.
+        if !is_seen {
+            eprintln!("checking kernels: {what}");
+        }
     };
-    let findings = match checked {
+    let mut findings = Findings::default();
+    let outcome = match checked {
         Checked::Gpu => {
             let extent = if args.quick { Extent::Quick } else { Extent::GPU };
-            doctor::check(&mut cuda::gpu(false)?, extent, tell)?
+            cuda::gpu(false)
+                .and_then(|mut backend| doctor::check(&mut backend, extent, &mut findings, tell))
         }
         Checked::Emulator => {
             let extent = if args.quick { Extent::Quick } else { Extent::EMULATOR };
-            check_emulated(extent, tell)?
+            check_emulated(extent, &mut findings, tell)
         }
     };
     bar.finish_and_clear();
+    if findings.comparisons.is_empty() {
+        outcome?;
+        return Err(Error::Run("nothing was checked".into()));
+    }
     if args.json {
-        print_json(&document(checked, args.quick, facts, &findings))?;
+        print_json(&document(checked, args.quick, facts, &findings, outcome.as_ref().err()))?;
     } else {
         print(&text(checked, args.quick, &facts, &findings))?;
     }
-    verdict(checked, args.quick, &findings)
+    outcome.and_then(|()| verdict(checked, args.quick, &findings))
 }
 
 /// # Errors
@@ -107,12 +120,16 @@ fn verdict(checked: Checked, quick: bool, findings: &Findings) -> Result<()> {
 }
 
 #[cfg(feature = "emulator")]
-fn check_emulated(extent: Extent, tell: impl FnMut(&str)) -> Result<Findings> {
-    doctor::check(&mut cuda::emulator(false), extent, tell)
+fn check_emulated(extent: Extent, findings: &mut Findings, tell: impl FnMut(&str)) -> Result<()> {
+    doctor::check(&mut cuda::emulator(false), extent, findings, tell)
 }
 
 #[cfg(not(feature = "emulator"))]
-fn check_emulated(_extent: Extent, _tell: impl FnMut(&str)) -> Result<Findings> {
+fn check_emulated(
+    _extent: Extent,
+    _findings: &mut Findings,
+    _tell: impl FnMut(&str),
+) -> Result<()> {
     Err(cuda::no_emulator())
 }
 
@@ -150,15 +167,22 @@ fn document(
     quick: bool,
     facts: Vec<(String, String)>,
     findings: &Findings,
+    error: Option<&Error>,
 ) -> serde_json::Value {
+    let one_check = |one: &Comparison| {
+        let mut value = serde_json::json!(one);
+        value["passes"] = one.passes().into();
+        value
+    };
     let check = |(one, n): (&Comparison, usize)| {
-        serde_json::json!({
-            "op": one.op, "output": one.output, "shape": one.shape, "dtype": one.dtype,
-            "error": one.error, "tolerance": one.tolerance,
-            "deviation": one.deviation, "deviation_tolerance": one.deviation_tolerance,
-            "n_compared": one.n_compared, "repeats": one.repeats,
-            "passes": one.passes(), "n": n,
-        })
+        let mut value = one_check(one);
+        value["n"] = n.into();
+        value
+    };
+    let failure = |(case, one): &(String, Comparison)| {
+        let mut value = one_check(one);
+        value["case"] = case.as_str().into();
+        value
     };
     let worst = worst_of_each(&findings.comparisons);
     serde_json::json!({
@@ -168,13 +192,15 @@ fn document(
         ),
         "quick": quick,
         "checks": worst.into_iter().map(check).collect::<Vec<_>>(),
+        "failures": findings.failures.iter().map(failure).collect::<Vec<_>>(),
         "replays": findings.replays,
         "kernels": {
             "embedded": cuda::embedded::kernel_names().len(),
             "launched": findings.launched,
             "never_launched": findings.never_launched(),
         },
-        "passes": verdict(checked, quick, findings).is_ok(),
+        "error": error.map(ToString::to_string),
+        "passes": error.is_none() && verdict(checked, quick, findings).is_ok(),
     })
 }
 
@@ -231,5 +257,10 @@ fn text(checked: Checked, quick: bool, facts: &[(String, String)], findings: &Fi
             verdict.to_owned(),
         ]);
     }
-    text + &format!("{table}\n")
+    text += &format!("{table}\n");
+    for (case, one) in &findings.failures {
+        let kernels = one.kernels.join(", ");
+        text += &format!("FAIL  {case}: {} of {} by {kernels}\n", one.output, one.op);
+    }
+    text
 }

@@ -1,6 +1,7 @@
 //! `frostline train`: trains with one freeze or a schedule of them, and writes a model folder.
 
 mod bar;
+mod opening;
 pub mod options;
 mod report;
 mod retention;
@@ -148,6 +149,7 @@ pub fn run(args: &Args) -> Result<()> {
     let freeze = schedule.to_string();
     let options = args.options();
     check(&options, &corpus, &network, &states)?;
+    opening::lines(&network, &states[0].mask, &source).iter().for_each(|line| eprintln!("{line}"));
     let initial = source.initial_values(&network, args.run.seed)?;
     let pooling = network.pooling;
     // Hashing model and data takes a while: only a checkpoint needs it.

@@ -1,8 +1,8 @@
 //! From files of labelled text to packed batches: tables, tasks and labels, tokens, epochs.
 //!
 //! ```text
-//! CSV, TSV, JSON lines, Parquet -> Table -> Dataset (examples, label order, train and eval)
-//!                               -> Tokenizer -> Encoded -> Packer -> Batch
+//! CSV, TSV, JSON, Parquet -> Table -> Dataset (examples, label order, train and eval)
+//!                         -> Tokenizer -> Encoded -> Packer -> Batch
 //! ```
 //!
 //! Everything here is decided by the files and a seed: the order of labels, the hold-out, the order
@@ -18,6 +18,7 @@ mod even;
 mod formats;
 mod group;
 mod labels;
+mod outline;
 mod pack;
 #[cfg(feature = "parquet")]
 mod parquet;
@@ -28,6 +29,7 @@ mod tokenize;
 
 pub use corpus::{Corpus, Split, TokenRules};
 pub use dataset::{Dataset, Example, SourceCount, TaskInfo};
+pub use outline::{TaskOutline, n_shared_texts};
 pub use pack::{BatchLimit, Packer, Synthetic, batch_too_small, epoch_order, synthetic};
 pub use random::SplitMix64;
 pub use source::{TaskSource, check_task_name};

@@ -9,7 +9,8 @@
 //! | `gemm_*_plain` in bf16 | sizes that are no multiples of 8 | a feed-forward width of 84 |
 //! | `gemm_*_64x64`, with and without slices | products of few tiles, over short and longer batches | the small ones, long sequences |
 //! | `gemm_wgrad_*` in f32 and plain, with and without slices | as much | the small ones, few tokens |
-//! | `gemm_*_128x128`, with and without slices | products with a tile for every multiprocessor | many tiles |
+//! | `gemm_*_128x128`, with and without slices | products with a tile for every multiprocessor | many tiles, of many tokens and of few |
+//! | kernels that go over all rows in turns | more rows than a turn takes | widths of 384 and more |
 //! | `attention_*_tile`, `_long`, plain | type and head size, sequences of more than 128 tokens | heads of 8, 32, 64 |
 //! | `embed_fwd`, `gelu_*`, `bias_grad`, ... | plans that are not fused, accumulated, cached | the small ones |
 
@@ -51,13 +52,15 @@ pub(super) struct Case {
     pub batch: Batch,
     pub capacity: Capacity,
     pub plans: Vec<Plan>,
-    /// Whether the first plan also runs as recorded graphs.
-    pub is_replayed: bool,
+    /// Plans that also run as recorded graphs.
+    pub replayed: Vec<Plan>,
+    /// A smaller batch that they run on in between.
+    pub smaller: Batch,
 }
 
 /// Lengths of the small batches: neighbours of a tile's sizes, a lone token, and one longer than a tile.
 const SHORT: [usize; 7] = [31, 1, 77, 2, 16, 33, 140];
-/// Few tokens for wide layers.
+/// So few tokens that no reduction over them is cut into slices.
 const FEW: [usize; 3] = [33, 1, 40];
 /// Long sequences among short ones, in all enough for slices of a reduction over the tokens.
 const LONG: [usize; 6] = [130, 1, 128, 2, 512, 77];
@@ -81,10 +84,11 @@ pub(super) fn cases(extent: Extent, n_processors: u32) -> Result<Vec<Case>> {
             let name = format!("heads of {}", hidden_size / n_heads);
             cases.push(Case::new(&name, network, compute, &SHORT, every_kind));
         }
+        let rows = lengths_of_many_rows(n_processors);
         for (hidden_size, n_heads) in [(384, 12), (768, 12), (1024, 16), (1536, 24)] {
             let network = network(hidden_size, n_heads, 80, Pooling::Mean)?;
             let name = format!("width {hidden_size}");
-            cases.push(Case::new(&name, network, compute, &FEW, norms));
+            cases.push(Case::new(&name, network, compute, &rows, norms));
         }
         let narrow = network(24, 3, 84, Pooling::Mean)?;
         cases.push(Case::new("few tokens", narrow, compute, &FEW, fused));
@@ -96,6 +100,9 @@ pub(super) fn cases(extent: Extent, n_processors: u32) -> Result<Vec<Case>> {
             let wide = network(width, width / 64, feed_forward, Pooling::Mean)?;
             let lengths = lengths_of_many_tiles(width, n_processors);
             cases.push(Case::new("many tiles", wide, compute, &lengths, fused).replayed());
+            let feed_forward = TILE * (n_processors as usize).div_ceil(width.div_ceil(TILE));
+            let wide = network(width, width / 64, feed_forward, Pooling::Mean)?;
+            cases.push(Case::new("few tokens of many tiles", wide, compute, &FEW, fused));
         }
     }
     Ok(cases)
@@ -108,22 +115,34 @@ fn feed_forward_of_many_tiles(width: usize, n_processors: u32) -> usize {
     (4 * width).max((n_processors as usize).div_ceil(MAX_SLICES) * TILE)
 }
 
+/// Rows that one turn of the kernels takes which sum gradients of LayerNorm's parameters over all rows: eight to each of
+/// two blocks a multiprocessor.
+const ROWS_OF_A_TURN: usize = 16;
+
+/// Sequences whose tokens are more rows than the kernels that go over all rows take at a time.
+fn lengths_of_many_rows(n_processors: u32) -> Vec<usize> {
+    lengths_of(n_processors as usize * ROWS_OF_A_TURN + 61, &[33, 1, 40, 64, 17, 128])
+}
+
+/// Sequences of these lengths, again and again, of so many tokens in all.
+fn lengths_of(n_tokens: usize, lengths: &[usize]) -> Vec<usize> {
+    let mut chosen = Vec::new();
+    let mut left = n_tokens;
+    for length in lengths.iter().cycle() {
+        if left == 0 {
+            break;
+        }
+        chosen.push(left.min(*length));
+        left -= left.min(*length);
+    }
+    chosen
+}
+
 /// Sequences whose tokens give the narrowest product of a layer of `width` more tiles than there are multiprocessors;
 /// the last row of tiles is not full.
 fn lengths_of_many_tiles(width: usize, n_processors: u32) -> Vec<usize> {
     let n_down = (n_processors as usize).div_ceil(width.div_ceil(TILE));
-    let n_tokens = n_down * TILE + 77;
-    let mut lengths = Vec::new();
-    let mut left = n_tokens;
-    for length in [300, 128, 129, 127, 64, 17, 1, 96].into_iter().cycle() {
-        if left == 0 {
-            break;
-        }
-        let length = length.min(left);
-        lengths.push(length);
-        left -= length;
-    }
-    lengths
+    lengths_of(n_down * TILE + 77, &[300, 128, 129, 127, 64, 17, 1, 96])
 }
 
 impl Case {
@@ -134,6 +153,7 @@ impl Case {
         lengths: &[usize],
         plans: fn(&Network, Capacity, DType) -> Vec<Plan>,
     ) -> Self {
+        let smaller = batch(&network, &lengths[..lengths.len().div_ceil(2)]);
         let batch = batch(&network, lengths);
         let mut capacity = Capacity::of([&batch]);
         capacity.tokens += 21;
@@ -144,12 +164,18 @@ impl Case {
             compute,
             batch,
             capacity,
-            is_replayed: false,
+            replayed: Vec::new(),
+            smaller,
         }
     }
 
+    /// With the first plan and that of a forward pass alone, two of whose three graphs have nothing in them.
     fn replayed(self) -> Self {
-        Case { is_replayed: true, ..self }
+        let everything = FreezeMask::all(self.network.params.len());
+        let options = options(self.capacity, self.compute);
+        let forward = compile(&self.network, &everything, &options);
+        let replayed = vec![self.plans[0].clone(), forward];
+        Case { replayed, ..self }
     }
 }
 
@@ -218,7 +244,7 @@ fn fused(network: &Network, capacity: Capacity, compute: DType) -> Vec<Plan> {
     vec![compile(network, &mask, &options(capacity, compute))]
 }
 
-/// And every op by itself.
+/// The step as production runs it, and with every op by itself.
 fn fused_and_not(network: &Network, capacity: Capacity, compute: DType) -> Vec<Plan> {
     let mask = FreezeMask::none(network.params.len());
     let unfused = prune(&training_step(network, &options(capacity, compute)), network, &mask);
@@ -239,7 +265,7 @@ fn norms(network: &Network, capacity: Capacity, compute: DType) -> Vec<Plan> {
     vec![compile(network, &mask, &options(capacity, compute))]
 }
 
-/// And one of two batches with weighted rows, and one whose embeddings are read from a cache.
+/// The same, and a step of two batches with weighted rows, and one whose embeddings are read from a cache.
 fn every_kind(network: &Network, capacity: Capacity, compute: DType) -> Vec<Plan> {
     let mut plans = fused_and_not(network, capacity, compute);
     let options = options(capacity, compute);
@@ -264,6 +290,8 @@ mod tests {
             let n_tokens: usize = lengths.iter().sum();
             let n_whole_tiles = n_tokens / TILE * (width / TILE);
             assert!(n_whole_tiles >= n_processors as usize, "{width} {n_processors}");
+            let n_rows: usize = lengths_of_many_rows(n_processors).iter().sum();
+            assert!(n_rows > ROWS_OF_A_TURN * n_processors as usize);
             assert!(!n_tokens.is_multiple_of(TILE) && lengths.iter().all(|length| *length > 0));
         }
     }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 pub use self::cases::Extent;
 use self::cases::{Case, cases, value};
-use crate::Result;
 use crate::backend::cuda::{CudaBackend, Device, embedded};
 use crate::backend::shadow::{Comparison, SAMPLED_FLOPS, shadow};
 use crate::backend::{Backend, Bound, KernelLaunch, PrefixRows, StepState, Timing};
 use crate::philox::normal;
 use crate::plan::{Layout, Plan, Role};
+use crate::{Error, Result};
 
 const STATE: StepState = StepState {
     step: 3,
@@ -24,8 +24,8 @@ const STATE: StepState = StepState {
 };
 
 /// Steps that are run once as launches and once as replays of recorded graphs. The first is never a replay: it loads
-/// kernels, which a recording must not.
-const N_REPLAYED_STEPS: u64 = 2;
+/// kernels, which a recording must not. The second is recorded, and those after it are of another size, seed and rate.
+const N_REPLAYED_STEPS: u64 = 4;
 
 /// Recorded steps beside launched ones.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -48,7 +48,11 @@ impl Replay {
 /// What doctor has found.
 #[derive(Clone, Debug, Default)]
 pub struct Findings {
+    /// Of every output of every op.
     pub comparisons: Vec<Comparison>,
+    /// Of those the ones that do not pass, each with its case in words.
+    pub failures: Vec<(String, Comparison)>,
+    /// Recorded steps beside launched ones.
     pub replays: Vec<Replay>,
     /// The kernels that were launched, by symbol.
     pub launched: BTreeSet<String>,
@@ -70,34 +74,27 @@ impl Findings {
 /// Compares every output of every op of whole steps, fused and not, over several batches, and with a cached prefix, in
 /// both types; and steps that are replayed as recorded graphs with steps that are launched.
 ///
-/// `backend` loses whatever it held; `progress` is told what comes next.
+/// `backend` loses whatever it held; `progress` is told what comes next. `findings` has what was found up to an error
+/// too.
 ///
 /// # Errors
-/// When the device fails.
+/// When the device fails: with the case that it failed in.
 pub fn check<D: Device>(
     backend: &mut CudaBackend<D>,
     extent: Extent,
+    findings: &mut Findings,
     mut progress: impl FnMut(&str),
-) -> Result<Findings> {
-    let mut findings = Findings::default();
+) -> Result<()> {
     for case in cases(extent, backend.device().n_processors())? {
         progress(&case.name);
-        let prefix = case.open(backend, false)?;
-        for plan in &case.plans {
-            let bound = bind(backend, plan)?;
-            let launches = backend.launches(&bound).iter().flatten();
-            findings.launched.extend(launches.map(|launch| launch.kernel.clone()));
-            let (batch, prefix) = (&case.batch, Some(&prefix));
-            let compared = shadow(backend, &bound, batch, &STATE, prefix, SAMPLED_FLOPS)?;
-            findings.comparisons.extend(compared);
-        }
-        if case.is_replayed {
+        case.check(backend, findings).map_err(|error| case.fault(error))?;
+        if !case.replayed.is_empty() {
             progress(&format!("{}, replayed", case.name));
-            findings.replays.push(case.replay(backend)?);
+            let replay = case.replay(backend).map_err(|error| case.fault(error))?;
+            findings.replays.push(replay);
         }
     }
-    backend.clear(false)?;
-    Ok(findings)
+    backend.clear(false)
 }
 
 /// What [`check`] would launch: nothing runs.
@@ -126,6 +123,33 @@ fn bind<D: Device>(backend: &mut CudaBackend<D>, plan: &Plan) -> Result<Bound> {
 }
 
 impl Case {
+    fn fault(&self, error: Error) -> Error {
+        match error {
+            Error::Run(problem) => Error::Run(format!("{}: {problem}", self.name)),
+            other => other,
+        }
+    }
+
+    /// Compares every output of every op of the plans.
+    fn check<D: Device>(
+        &self,
+        backend: &mut CudaBackend<D>,
+        findings: &mut Findings,
+    ) -> Result<()> {
+        let prefix = self.open(backend, false)?;
+        for plan in &self.plans {
+            let bound = bind(backend, plan)?;
+            let launches = backend.launches(&bound).iter().flatten();
+            findings.launched.extend(launches.map(|launch| launch.kernel.clone()));
+            let compared =
+                shadow(backend, &bound, &self.batch, &STATE, Some(&prefix), SAMPLED_FLOPS)?;
+            let wrong = compared.iter().filter(|one| !one.passes());
+            findings.failures.extend(wrong.map(|one| (self.name.clone(), one.clone())));
+            findings.comparisons.extend(compared);
+        }
+        Ok(())
+    }
+
     /// Empties the backend and gives it this case's parameters and the cache that is returned.
     fn open<D: Device>(
         &self,
@@ -144,34 +168,39 @@ impl Case {
         Ok(prefix)
     }
 
-    /// Runs some steps of the first plan as launches, and again as recorded graphs.
+    /// Runs some steps of each plan as launches, and again as recorded graphs.
     fn replay<D: Device>(&self, backend: &mut CudaBackend<D>) -> Result<Replay> {
-        let launched = self.left_by_steps(backend, false)?;
-        let replayed = self.left_by_steps(backend, true)?;
-        let differs = |(a, b): &(&f32, &f32)| a.to_bits() != b.to_bits() || !a.is_finite();
-        let n_common = launched.len().min(replayed.len());
-        let n_longer = launched.len().max(replayed.len());
-        let n_different = launched.iter().zip(&replayed).filter(differs).count();
-        Ok(Replay {
-            case: self.name.clone(),
-            n_values: n_longer,
-            n_different: n_different + n_longer - n_common,
-        })
+        let mut replay = Replay { case: self.name.clone(), n_values: 0, n_different: 0 };
+        for plan in &self.replayed {
+            let launched = self.left_by_steps(backend, plan, false)?;
+            let replayed = self.left_by_steps(backend, plan, true)?;
+            let differs = |(a, b): &(&f32, &f32)| a.to_bits() != b.to_bits() || !a.is_finite();
+            let n_different = launched.iter().zip(&replayed).filter(differs).count();
+            replay.n_values += launched.len().max(replayed.len());
+            replay.n_different += n_different + launched.len().abs_diff(replayed.len());
+        }
+        Ok(replay)
     }
 
-    /// Losses, parameters and moments after some steps of the first plan.
+    /// Losses, parameters and moments after some steps of a plan.
     fn left_by_steps<D: Device>(
         &self,
         backend: &mut CudaBackend<D>,
+        plan: &Plan,
         use_graphs: bool,
     ) -> Result<Vec<f32>> {
         self.open(backend, use_graphs)?;
-        let plan = &self.plans[0];
         let bound = bind(backend, plan)?;
         let mut left = Vec::new();
         for step in 1..=N_REPLAYED_STEPS {
-            let state = StepState { step, ..STATE };
-            backend.run(&bound, &self.batch, &state, Timing::Off)?;
+            let state = StepState {
+                step,
+                seed: STATE.seed + step,
+                learning_rate: STATE.learning_rate / step as f32,
+                ..STATE
+            };
+            let batch = if step == 3 { &self.smaller } else { &self.batch };
+            backend.run(&bound, batch, &state, Timing::Off)?;
             for task in &plan.tasks {
                 left.extend(backend.read(&bound, task.loss)?);
             }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -173,7 +174,8 @@ impl Source {
             Source::Folder(folder) => Some(folder.weights()?),
             Source::Published(_) => None,
         };
-        network.param_ids().map(|id| initial_value(network, id, weights, seed)).collect()
+        let ids: Vec<ParamId> = network.param_ids().collect();
+        ids.into_par_iter().map(|id| initial_value(network, id, weights, seed)).collect()
     }
 }
 

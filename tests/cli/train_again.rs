@@ -98,3 +98,44 @@ fn other_commands_know_its_tasks() {
         &["model.safetensors", "heads.topic.weight", "5", "6"],
     );
 }
+
+/// Before the first step a run says what it took the data and the model for.
+#[test]
+fn what_was_inferred_is_said() {
+    let workspace = Workspace::new();
+    let stderr = |arguments: &str| {
+        let output = workspace.run(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let mut rows = "text,topic\n".to_owned();
+    for at in 0..6 {
+        rows += &format!(
+            "the phone is {at} good,Phone\nthe song is {at} bad,phone\nthe screen {at} is fine,nan\n"
+        );
+    }
+    workspace.write("odd.csv", &(rows + "the phone is 0 good,\n"));
+    let run = "--max-steps 1 --holdout 0.2 --device cpu";
+    let text = stderr(&format!(
+        "train --model model --task fresh=odd.csv:text:topic {run} --freeze lower:1 --output odd"
+    ));
+    for words in [
+        "task fresh: 14 rows to train, 4 to evaluate; 3 labels, Phone",
+        "task fresh: `Phone`, `phone` are different labels",
+        "task fresh: `nan`",
+        "head fresh: not in the model, begins at random",
+        "layers 1 to 2",
+        "head fresh 51",
+        "trains ",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert!(!text.contains("embeddings"), "{text}");
+    let text =
+        stderr(&format!("train --model model --task topic=reviews.csv {run} --output plain"));
+    assert!(!text.contains("different labels") && !text.contains("at random"), "{text}");
+}

@@ -77,13 +77,15 @@ enum Recorded {
 /// A fault that the emulator makes on purpose, for tests of what should find it.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    /// After each launch of this kernel,
+    /// The kernel after whose launches it is made.
     pub kernel: String,
-    /// in the matrix at the address that is its argument of this number, from 0 and without the step's state,
+    /// Launches of it that stay right before.
+    pub n_right: usize,
+    /// Number of the argument, from 0 and without the step's state, that is the address of a matrix.
     pub argument: usize,
-    /// the bytes of the element of this number
+    /// Number of the element of that matrix that is spoiled.
     pub element: usize,
-    /// are set to these.
+    /// What its bytes are set to.
     pub bytes: Vec<u8>,
 }
 
@@ -137,9 +139,14 @@ impl Emulator {
 
     /// Makes the fault of a kernel that has just run.
     fn spoil(&mut self, launch: &Launch) -> Result<()> {
-        let Some(planned) = self.fault.take_if(|fault| fault.kernel == launch.kernel) else {
+        let Some(mut planned) = self.fault.take_if(|fault| fault.kernel == launch.kernel) else {
             return Ok(());
         };
+        if planned.n_right > 0 {
+            planned.n_right -= 1;
+            self.fault = Some(planned);
+            return Ok(());
+        }
         // The state's address goes before all other arguments.
         let argument = launch.args.get(planned.argument + 1);
         let Some(Arg::Address(address)) = argument else {

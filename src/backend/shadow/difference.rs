@@ -33,8 +33,12 @@ impl Difference {
             difference += (found - expected).powi(2);
             squares += expected.powi(2);
         }
+        // Rows that take no part have nothing to compare: somebody must.
+        if n == 0 {
+            return Self::UNBOUNDED;
+        }
         let norm = squares.sqrt().max(scale);
-        let usual = norm / f64::from(n.max(1)).sqrt();
+        let usual = norm / f64::from(n).sqrt();
         // Where all is zero, any difference counts in full.
         let share = |difference: f64, of: f64| if of == 0.0 { difference } else { difference / of };
         let mut deviation = 0.0;
@@ -66,6 +70,7 @@ mod tests {
             (&[f32::NAN, 2.0][..], &[1.0, 2.0][..]),
             (&[1.0, 2.0], &[f32::NAN, 2.0]),
             (&[f32::INFINITY, 2.0], &[f32::INFINITY, 2.0]),
+            (&[f32::NAN, f32::NAN], &[f32::NAN, f32::NAN]),
             (&[1.0], &[1.0, 2.0]),
             (&[], &[]),
         ] {

@@ -26,6 +26,8 @@ use crate::tensor::DType;
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Comparison {
     pub op: &'static str,
+    /// The kernels that the op launched, by symbol.
+    pub kernels: Vec<String>,
     /// The buffer's name.
     pub output: String,
     pub shape: [usize; 2],
@@ -81,8 +83,16 @@ pub fn shadow<D: Device>(
         }
     }
     let shadowed = reference.bind(wide, layout)?;
-    let mut shadow =
-        Shadow { backend, bound, batch, state, reference, shadowed, comparisons: Vec::new() };
+    let mut shadow = Shadow {
+        backend,
+        bound,
+        batch,
+        state,
+        reference,
+        shadowed,
+        kernels: Vec::new(),
+        comparisons: Vec::new(),
+    };
     let counts = Counts::of(batch);
     shadow.backend.begin(bound, batch, state)?;
     for (at, op) in bound.plan.ops.iter().enumerate() {
@@ -101,6 +111,8 @@ struct Shadow<'a, D: Device> {
     reference: HostBackend<Reference>,
     /// The plan on the reference.
     shadowed: Bound,
+    /// Of the op that is being compared.
+    kernels: Vec<String>,
     comparisons: Vec<Comparison>,
 }
 
@@ -112,6 +124,9 @@ impl<D: Device> Shadow<'_, D> {
             self.prepare(op)?;
         }
         self.run(at, op)?;
+        let launches = &self.backend.launches(self.bound)[at];
+        self.kernels = launches.iter().map(|launch| launch.kernel.clone()).collect();
+        self.kernels.dedup();
         let found = (outputs(op).into_iter())
             .map(|(output, _)| self.backend.read(self.bound, output))
             .collect::<Result<Vec<_>>>()?;
@@ -232,6 +247,7 @@ impl<D: Device> Shadow<'_, D> {
         let [tolerance, deviation_tolerance] = tolerances(plan, op, output, self.batch.n_tokens());
         self.comparisons.push(Comparison {
             op: op.name(),
+            kernels: self.kernels.clone(),
             output: buffer.name.clone(),
             shape: [n_found / buffer.cols.max(1), buffer.cols],
             dtype: buffer.dtype,

@@ -2,7 +2,7 @@
 //! of each sequence, are computed again and compared.
 //!
 //! Of a product these are the first and last row and column of every stretch of 64, of which the sides of all tiles are
-//! multiples; all that the last two stretches of 128 hold, one of them whole; and some drawn at random.
+//! multiples; all that the last two stretches of 128 hold, of which one at least is whole; and some drawn at random.
 
 use std::ops::Range;
 

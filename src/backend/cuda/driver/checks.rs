@@ -197,11 +197,16 @@ pub(super) fn fault(doing: &str, error: DriverError) -> Error {
         CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
         | CUresult::CUDA_ERROR_LAUNCH_FAILED
         | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
-        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION => Error::Device(format!(
+        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+        | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+        | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+        | CUresult::CUDA_ERROR_INVALID_PC => Error::Run(format!(
             "a kernel failed on the GPU ({text}, seen at {doing}): this is a fault of frostline; \
              `compute-sanitizer` in front of the same command names the kernel"
         )),
-        _ => Error::Device(format!("{doing}: {text}")),
+        // The device was there when it was opened.
+        _ => Error::Run(format!("{doing}: {text}")),
     }
 }
 
