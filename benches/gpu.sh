@@ -145,8 +145,9 @@ torch_step() {
     fi
 }
 
-# Losses, logits, gradients, and the parameters after three steps, on the device against the CPU. In bf16 a gradient of
-# two layers is within 2 % of its norm in median and 5 % at worst; in f32 only the order of sums differs.
+# Losses, logits, gradients, and what three steps change, on the device against the CPU. In f32 only the order of sums
+# differs. In bf16 the emulator, with this network, is off by 1.1 % of a gradient at most, and by 12 % of an update: AdamW
+# divides gradients that are nearly nothing by their own size. Three and two times that is allowed.
 compare_steps() {
     local dtype tolerance update_tolerance allowed
     step model 1 20 check "$here/gpu" model "$work/model" "${tiny[@]}" || return
@@ -154,7 +155,7 @@ compare_steps() {
         --learning-rate 1e-4 --json)
     step step-cpu 3 40 check "$here/frostline" step "${common[@]}" --steps 3 --device cpu --dtype f32 \
         --dump "$work/cpu.safetensors" || return
-    for allowed in "f32 1e-4 1e-2" "bf16 5e-2 3e-1"; do
+    for allowed in "f32 1e-4 1e-2" "bf16 3e-2 2.5e-1"; do
         read -r dtype tolerance update_tolerance <<<"$allowed"
         step "step-$dtype" 3 40 check "$here/frostline" step "${common[@]}" --steps 3 --device "$device" \
             --dtype "$dtype" --dump "$work/$dtype.safetensors" &&

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::files::manifest::{MANIFEST, Manifest, Owned};
@@ -306,19 +306,79 @@ fn read(folder: &Path, network: &Network) -> Result<(Restored, Value)> {
 }
 
 /// A run goes on only as the run that it was.
+///
+/// # Errors
+/// The options that differ, each with both values.
 fn check_settings(folder: &Path, theirs: &Value, ours: &Value) -> Result<()> {
-    let empty = Map::new();
-    let [theirs, ours] = [theirs, ours].map(|value| value.as_object().unwrap_or(&empty));
-    for key in ours.keys().chain(theirs.keys()) {
-        let [theirs, ours] = [theirs, ours].map(|map| map.get(key).unwrap_or(&Value::Null));
-        if theirs != ours {
-            return Err(Error::usage(format!(
-                "--resume: {} was trained with {key} {theirs}, this run has {ours}",
-                folder.display()
-            )));
-        }
+    let mut differences = Vec::new();
+    compare("", theirs, ours, &mut differences);
+    // What is drawn from another seed, heads and held-out rows, is other as well.
+    if differences.iter().any(|one| one.starts_with("--seed ")) {
+        differences.retain(|one| one.starts_with("--"));
     }
-    Ok(())
+    match differences.is_empty() {
+        true => Ok(()),
+        false => Err(Error::usage(format!(
+            "--resume: {} was trained with {}",
+            folder.display(),
+            differences.join("; with ")
+        ))),
+    }
+}
+
+/// What settings are called on the command line.
+const OPTIONS: [(&str, &str); 18] = [
+    ("freeze", "--freeze or --schedule"),
+    ("tasks", "--task"),
+    ("pooling", "--pooling"),
+    ("limit", "--batch-size or --batch-tokens"),
+    ("even_batches", "--even-batches"),
+    ("batches_per_step", "--gradient-accumulation-steps"),
+    ("smoothing", "--label-smoothing-factor"),
+    ("task_weights", "--task-weight"),
+    ("class_weights", "--class-weights"),
+    ("frozen_dropout", "--frozen-dropout"),
+    ("n_epochs", "--num-train-epochs"),
+    ("max_steps", "--max-steps"),
+    ("layer_decay", "--layer-lr-decay"),
+    ("by_name", "--param-learning-rate"),
+    ("warmup", "--warmup-steps"),
+    ("schedule", "--lr-scheduler-type"),
+    ("best", "--load-best-model-at-end and what it goes by"),
+    ("metric", "--metric-for-best-model"),
+];
+
+/// Notes what differs between two values of the setting `key`, of objects key by key.
+fn compare(key: &str, theirs: &Value, ours: &Value, differences: &mut Vec<String>) {
+    if theirs == ours {
+        return;
+    }
+    if let (Value::Object(theirs), Value::Object(ours)) = (theirs, ours) {
+        let added = ours.keys().filter(|key| !theirs.contains_key(*key));
+        for key in theirs.keys().chain(added) {
+            let [theirs, ours] = [theirs, ours].map(|map| map.get(key).unwrap_or(&Value::Null));
+            compare(key, theirs, ours, differences);
+        }
+        return;
+    }
+    let named = OPTIONS.iter().find(|(setting, _)| *setting == key).map(|(_, option)| *option);
+    differences.push(match (key, named) {
+        ("model_sha256", _) => "another --model".to_owned(),
+        ("data_sha256", _) => "other data, or texts that were cut elsewhere".to_owned(),
+        (_, named) => {
+            let option =
+                named.map_or_else(|| format!("--{}", key.replace('_', "-")), str::to_owned);
+            format!("{option} {}, this run has {}", shown(theirs), shown(ours))
+        }
+    });
+}
+
+/// A setting as it was typed: rates are f32, which JSON widens.
+fn shown(value: &Value) -> String {
+    match value.as_f64().filter(|_| value.is_f64()) {
+        Some(number) => (number as f32).to_string(),
+        None => value.to_string(),
+    }
 }
 
 /// The SHA-256 of parameters' values, in table order.

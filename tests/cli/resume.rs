@@ -161,7 +161,23 @@ fn a_run_goes_on_only_as_itself() {
         assert_eq!(output.status.code(), Some(2), "{stderr}");
         assert!(named.iter().all(|name| stderr.contains(name)), "{stderr}");
     };
-    refused("--output one --resume --seed 7", &["--resume", "checkpoint-50", "trained with"]);
+    refused(
+        "--output one --resume --seed 7 --weight-decay 0.5",
+        &[
+            "--resume",
+            "checkpoint-50",
+            "trained with",
+            "--seed 42, this run has 7",
+            "--weight-decay 0.01",
+        ],
+    );
+    // Nothing else than what differs.
+    let output = workspace.run_all(&arguments("--output one --resume --seed 7"));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        stderr.trim_end().ends_with("checkpoint-50 was trained with --seed 42, this run has 7"),
+        "{stderr}"
+    );
     refused("--output one", &["is there already", "--resume"]);
     refused("--output one --resume --overwrite", &["--overwrite"]);
     // A fresh run takes away what an earlier one left.
