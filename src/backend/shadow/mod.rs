@@ -1,7 +1,7 @@
 //! A step on a device held against the reference, op by op: what an op read on the device is given to the
 //! reference, and what both wrote is compared. Each kernel is so checked on the data that it meets in a
 //! real step, and no error adds up with another. An op that changes nothing in place runs twice, and must write
-//! the same bits. Of large products and attentions a [`sample`] is compared.
+//! the same bits. Of large products and attentions a sample is compared.
 
 mod difference;
 mod sample;
