@@ -198,7 +198,7 @@ fn place_for(output: &Path, step: u64, list: &Manifest) -> Result<(PathBuf, bool
         if !target.exists() {
             return Ok((target, true));
         }
-        if files::conflicts(list, &target, &owned(&target)?).is_empty() {
+        if target.is_dir() && files::conflicts(list, &target, &owned(&target)?).is_empty() {
             return Ok((target, false));
         }
         nth += 1;

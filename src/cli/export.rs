@@ -25,7 +25,7 @@ pub struct Args {
     /// Folder to write
     #[arg(long, alias = "output_dir", value_name = "DIR")]
     output: PathBuf,
-    /// Replace the output folder if it is there
+    /// Replace what an earlier run wrote into the output folder; other files in it stay
     #[arg(long)]
     overwrite: bool,
     /// Print one JSON document

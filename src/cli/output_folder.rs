@@ -9,6 +9,7 @@ use super::args::check_parent;
 use crate::checkpoint;
 use crate::files::lock::FolderLock;
 use crate::files::manifest::{Manifest, NEXT, Owned};
+use crate::model::ModelFolder;
 use crate::model::folder::{CONFIG, WRITTEN_NAMES};
 use crate::{Error, Result, files};
 
@@ -47,6 +48,9 @@ impl OutputFolder {
         if typed.exists() && !typed.is_dir() {
             return Err(Error::content(typed, "--output: is a file, not a folder"));
         }
+        if typed.is_symlink() && !typed.exists() {
+            return Err(Error::content(typed, "--output: is a link to nothing"));
+        }
         let (parent, name) = place_of(typed)?;
         let cannot = |error: &dyn std::fmt::Display| {
             let parent = parent.display();
@@ -74,6 +78,9 @@ impl OutputFolder {
             .filter(|name| !owned.contains(name))
             .copied()
             .collect();
+        // Of a model that the run reads, moving it would be bad advice.
+        let needed: Vec<PathBuf> = foreign.iter().map(|name| self.path.join(name)).collect();
+        refuse_read(&self.typed, &needed, inputs)?;
         if !foreign.is_empty() {
             let files = foreign.join(", ");
             let problem = format!(
@@ -103,8 +110,9 @@ impl OutputFolder {
     /// The files in the folder that are ours: by its list, or by their names where an older version, which made no
     /// lists, wrote a model.
     fn owned(&self) -> Result<Owned> {
-        let is_model =
-            self.path.join(CONFIG).is_file() && self.path.join("frostline.json").is_file();
+        let has_own_settings = self.path.join("frostline.json").is_file();
+        let is_model = has_own_settings
+            && ModelFolder::open(&self.path).is_ok_and(|model| model.weights.is_some());
         Owned::of(&self.path, if is_model { WRITTEN_NAMES } else { &[] })
     }
 

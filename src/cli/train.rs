@@ -79,7 +79,7 @@ pub struct Args {
     /// Folder to write: a model that can be loaded again, train_log.jsonl and trainer_state.json
     #[arg(long, alias = "output_dir", value_name = "DIR")]
     output: PathBuf,
-    /// Replace the output folder if it is there
+    /// Replace what an earlier run wrote into the output folder; other files in it stay
     #[arg(long)]
     overwrite: bool,
     #[command(flatten)]

@@ -139,6 +139,12 @@ fn a_model_without_a_list_can_be_replaced() {
     workspace.ok(&format!("{TRAIN} --overwrite --freeze backbone"));
     assert_foreign(&workspace, "out", "without a list");
     assert_eq!(workspace.read_json("out/frostline.json")["freeze"], "backbone");
+    // Our settings beside what is no model of ours say nothing.
+    fs::create_dir(workspace.path("part")).unwrap();
+    fs::copy(workspace.path("out/frostline.json"), workspace.path("part/frostline.json")).unwrap();
+    workspace.write("part/config.json", "{\"mine\": 1}");
+    let train = TRAIN.replace("--output out", "--output part");
+    workspace.refused(&format!("{train} --overwrite"), 1, &["config.json", "no run of frostline"]);
     // Somebody's model is none of ours.
     fs::create_dir(workspace.path("other")).unwrap();
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
@@ -182,6 +188,20 @@ fn folders_by_their_other_names() {
     assert_eq!(workspace.read("x/y/mine.txt"), "dear");
     assert!(workspace.path("x/model.safetensors").exists());
     assert!(workspace.names(".").iter().all(|name| !name.starts_with('.')));
+}
+
+#[test]
+fn places_that_cannot_be_folders() {
+    let workspace = Workspace::new();
+    std::os::unix::fs::symlink("nowhere", workspace.path("dangling")).unwrap();
+    let train = TRAIN.replace("--output out", "--output dangling");
+    workspace.refused(&train, 1, &["dangling", "link to nothing"]);
+    // A file where a checkpoint would go stays, and the checkpoint gets another name.
+    fs::create_dir(workspace.path("out")).unwrap();
+    workspace.write("out/checkpoint-2", "dear");
+    workspace.ok(TRAIN);
+    assert_eq!(workspace.read("out/checkpoint-2"), "dear");
+    assert!(workspace.path("out/checkpoint-2.2/checkpoint.json").exists());
 }
 
 #[test]

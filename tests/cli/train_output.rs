@@ -66,7 +66,7 @@ fn a_model_is_not_trained_in_its_place() {
     let workspace = Workspace::new();
     let old = fs::read(workspace.path("model/model.safetensors")).unwrap();
     let run = format!("{TRAIN} --output model --overwrite --freeze lower:2");
-    workspace.refused(&run, 1, &["model", "no run of frostline"]);
+    workspace.refused(&run, 2, &["would replace", "--model model"]);
     assert!(fs::read(workspace.path("model/model.safetensors")).unwrap() == old);
 }
 
