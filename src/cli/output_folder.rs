@@ -134,7 +134,8 @@ impl OutputFolder {
         placed.map_err(|error| {
             // Hours of training must not go with the temporary folder.
             let kept = beside.keep().join("model");
-            Error::content(&self.typed, format!("{error}; {}", self.how_to_take(&kept)))
+            let cure = how_to_take(&kept, &self.typed);
+            Error::content(&self.typed, format!("{error}; the new model {cure}"))
         })
     }
 
@@ -155,18 +156,13 @@ impl OutputFolder {
             .map_err(|e| Error::io(&parent, e))
     }
 
-    fn how_to_take(&self, model: &Path) -> String {
-        let (from, to) = (model.display(), self.typed.display());
-        format!("the new model is whole in {from}: `mkdir -p {to} && cp -r {from}/. {to}` takes it")
-    }
-
     /// Says where a run lies that was ended while it put its model in place.
     fn tell_of_unplaced(&self, parent: &Path, name: &str) -> Result<()> {
         for model in unplaced(parent, name)? {
             eprintln!(
-                "{}: an earlier run ended before its model was in place; {}",
+                "{}: an earlier run ended before its model was in place; the new model {}",
                 self.typed.display(),
-                self.how_to_take(&model)
+                how_to_take(&model, &self.typed)
             );
         }
         Ok(())
@@ -185,11 +181,14 @@ fn unplaced(parent: &Path, name: &str) -> Result<Vec<PathBuf>> {
 pub fn unplaced_hint(folder: &Path) -> Option<String> {
     let (parent, name) = place_of(folder).ok()?;
     let model = unplaced(&parent, &name).ok()?.into_iter().next()?;
+    let cure = how_to_take(&model, folder);
+    Some(format!("a run ended before its model was in place: it {cure}"))
+}
+
+/// Where a whole model lies, and the line that puts it into the folder that it was made for.
+fn how_to_take(model: &Path, folder: &Path) -> String {
     let (from, to) = (model.display(), folder.display());
-    Some(format!(
-        "a run ended before its model was in place: it is whole in {from}, `mkdir -p {to} && cp -r {from}/. {to}` \
-         takes it"
-    ))
+    format!("is whole in {from}: `mkdir -p {to} && cp -r {from}/. {to}` takes it")
 }
 
 /// The folder that holds a folder, links and `..` resolved, and its name in there.

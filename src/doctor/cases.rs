@@ -100,7 +100,7 @@ pub(super) fn cases(extent: Extent, n_processors: u32) -> Result<Vec<Case>> {
             let wide = network(width, width / 64, feed_forward, Pooling::Mean)?;
             let lengths = lengths_of_many_tiles(width, n_processors);
             cases.push(Case::new("many tiles", wide, compute, &lengths, fused).replayed());
-            let feed_forward = TILE * (n_processors as usize).div_ceil(width.div_ceil(TILE));
+            let feed_forward = TILE * tiles_beside(width, n_processors);
             let wide = network(width, width / 64, feed_forward, Pooling::Mean)?;
             cases.push(Case::new("few tokens of many tiles", wide, compute, &FEW, fused));
         }
@@ -138,11 +138,15 @@ fn lengths_of(n_tokens: usize, lengths: &[usize]) -> Vec<usize> {
     chosen
 }
 
+/// Tiles along the other side of a product as wide as a layer, for each multiprocessor to have one.
+fn tiles_beside(width: usize, n_processors: u32) -> usize {
+    (n_processors as usize).div_ceil(width.div_ceil(TILE))
+}
+
 /// Sequences whose tokens give the narrowest product of a layer of `width` more tiles than there are multiprocessors;
 /// the last row of tiles is not full.
 fn lengths_of_many_tiles(width: usize, n_processors: u32) -> Vec<usize> {
-    let n_down = (n_processors as usize).div_ceil(width.div_ceil(TILE));
-    lengths_of(n_down * TILE + 77, &[300, 128, 129, 127, 64, 17, 1, 96])
+    lengths_of(tiles_beside(width, n_processors) * TILE + 77, &[300, 128, 129, 127, 64, 17, 1, 96])
 }
 
 impl Case {

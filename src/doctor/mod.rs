@@ -61,8 +61,7 @@ pub struct Findings {
 impl Findings {
     /// Outputs and replays that are wrong.
     pub fn n_wrong(&self) -> usize {
-        self.comparisons.iter().filter(|one| !one.passes()).count()
-            + self.replays.iter().filter(|one| !one.passes()).count()
+        self.failures.len() + self.replays.iter().filter(|one| !one.passes()).count()
     }
 
     /// Kernels in this program that were not launched.

@@ -148,12 +148,9 @@ impl Owned {
         Ok(Owned(owned))
     }
 
+    /// Whether the file at this path is ours.
     pub fn contains(&self, path: &str) -> bool {
         self.0.contains(path)
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 
     /// All paths, in alphabetical order.
@@ -240,6 +237,7 @@ mod tests {
         }
         let owned = Owned::of(folder.path(), &["config.json", "frostline.json"]).unwrap();
         assert_eq!(owned.paths().collect::<Vec<_>>(), ["config.json"]);
-        assert!(Owned::of(&folder.path().join("absent"), &["config.json"]).unwrap().is_empty());
+        let absent = folder.path().join("absent");
+        assert_eq!(Owned::of(&absent, &["config.json"]).unwrap(), Owned::default());
     }
 }
